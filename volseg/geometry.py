@@ -1,0 +1,148 @@
+"""Where an array lies in the patient: shape and affine, and what follows from them.
+
+Arrays are in file axis order. `affine` maps an array index ``(i, j, k)`` to millimetres in RAS+
+(x grows to the right, y to the front, z to the head), as in nibabel.
+Nothing here touches voxels but `to_canonical` and `from_canonical`, which only permute and flip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volseg.errors import DataError
+
+SAME_GRID_TOLERANCE_MM = 0.01
+"""Two grids are the same if no corner voxel lies further apart than this: headers that were
+written by different programs differ by rounding, a real shift is a fraction of a voxel or more."""
+
+_AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The grid of an image: always valid once constructed.
+
+    Attributes:
+        shape: voxels per array axis, 2 or 3 entries.
+        affine: (4, 4) float64, array index to RAS+ mm. In 2D the third column is the normal.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(size) for size in self.shape)
+        affine = np.array(self.affine, dtype=np.float64)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise DataError(f"image shape {shape}; expected 2 or 3 axes of at least one voxel.")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise DataError("affine is not a finite 4x4 matrix; the header is damaged.")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        scale = float(np.prod(spacing))
+        if scale == 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * scale:
+            raise DataError(
+                "affine is singular: its axes do not span the volume; the header is damaged."
+            )
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for a picture, 3 for a volume."""
+        return len(self.shape)
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels along each array axis, from the affine."""
+        norms = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return tuple(float(norm) for norm in norms[: self.spatial_dims])
+
+    @property
+    def orientation(self) -> str:
+        """Closest anatomical direction of each array axis, as in ``"RAS"`` or ``"LPI"``."""
+        return "".join(
+            _AXIS_CODES[world][sign > 0]
+            for world, sign in self._closest_axes()[: self.spatial_dims]
+        )
+
+    def _closest_axes(self) -> list[tuple[int, int]]:
+        """World axis and sign for each array axis, the strongest direction cosine first."""
+        cosines = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        strength = np.abs(cosines)
+        axes: dict[int, tuple[int, int]] = {}
+        for _ in range(3):
+            world, axis = np.unravel_index(int(np.argmax(strength)), (3, 3))
+            axes[int(axis)] = (int(world), 1 if cosines[world, axis] > 0 else -1)
+            strength[world, :] = -1
+            strength[:, axis] = -1
+        return [axes[axis] for axis in range(3)]
+
+    def is_same_grid(self, other: Geometry, tolerance_mm: float = SAME_GRID_TOLERANCE_MM) -> bool:
+        """Whether both have the same shape and no voxel is further apart than `tolerance_mm`."""
+        return self.shape == other.shape and self.distance_mm(other) <= tolerance_mm
+
+    def distance_mm(self, other: Geometry) -> float:
+        """Largest distance in mm between the same corner index on both grids."""
+        corners = self._corners()
+        return float(np.linalg.norm((self.affine - other.affine)[:3] @ corners, axis=0).max())
+
+    def _corners(self) -> NDArray[np.float64]:
+        """(4, 8) homogeneous indices of the corner voxels."""
+        last = [size - 1 for size in (*self.shape, 1)[:3]]
+        grid = np.array(np.meshgrid(*[(0, size) for size in last], indexing="ij"), dtype=float)
+        return np.vstack([grid.reshape(3, -1), np.ones((1, 8))])
+
+    def crop(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Geometry:
+        """The grid of ``array[start : start + shape]``; `start` may be negative (padding)."""
+        offset = np.zeros(4)
+        offset[: self.spatial_dims] = start
+        affine = self.affine.copy()
+        affine[:3, 3] += (self.affine @ offset)[:3]
+        return Geometry(shape, affine)
+
+    def resize(self, shape: tuple[int, ...]) -> Geometry:
+        """The grid of `shape` voxels over the same field of view (outer voxel edges kept)."""
+        affine = self.affine.copy()
+        for axis, (old, new) in enumerate(zip(self.shape, shape, strict=True)):
+            scale = old / new
+            # Voxel 0 keeps its outer edge: its centre moves by half the change of its width.
+            affine[:3, 3] += self.affine[:3, axis] * (scale - 1) / 2
+            affine[:3, axis] *= scale
+        return Geometry(shape, affine)
+
+    def to_canonical(self, array: NDArray[Any]) -> tuple[NDArray[Any], Geometry]:
+        """Permute and flip ``(..., *S)`` to the axis order closest to RAS+.
+
+        Pictures (2D) have no patient axes of their own and are returned as they are.
+
+        Returns:
+            A view of `array`, and its grid.
+        """
+        if self.spatial_dims == 2:
+            return array, self
+        axes = self._closest_axes()
+        order = [next(a for a in range(3) if axes[a][0] == world) for world in range(3)]
+        lead = array.ndim - 3
+        array = array.transpose(*range(lead), *(lead + axis for axis in order))
+        affine = self.affine[:, [*order, 3]].copy()
+        shape = tuple(self.shape[axis] for axis in order)
+        flips = [lead + a for a in range(3) if axes[order[a]][1] < 0]
+        for flip in flips:
+            axis = flip - lead
+            affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
+            affine[:3, axis] *= -1
+        return np.flip(array, flips), Geometry(shape, affine)
+
+    def from_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Undo `to_canonical`: ``(..., *canonical S)`` back to this grid's axis order (a view)."""
+        if self.spatial_dims == 2:
+            return array
+        axes = self._closest_axes()
+        lead = array.ndim - 3
+        array = np.flip(array, [lead + world for world, sign in axes if sign < 0])
+        return array.transpose(*range(lead), *(lead + world for world, _ in axes))
