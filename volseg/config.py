@@ -1,1 +1,237 @@
-"""placeholder"""
+"""The values that people write or read on disk: frozen, typed, refused by name when wrong.
+
+`Record` is the base of every value that volseg stores as JSON or YAML. `Config` is what a user may
+set for a training, from a YAML file and ``--set key=value``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from volseg.atomic import write_json
+from volseg.errors import ConfigError, VolsegError
+
+RecordT = TypeVar("RecordT", bound="Record")
+
+
+class Record(BaseModel):
+    """A frozen value with a fixed set of keys; unknown keys are refused with the nearest name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(
+        cls: type[RecordT], data: Any, source: str, error: type[VolsegError] = ConfigError
+    ) -> RecordT:
+        """Build from plain `data`; `source` (a file name) and the key lead every message.
+
+        Raises:
+            VolsegError: of the class `error`, naming the first wrong key and its rule.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as invalid:
+            raise error(f"{source}: {_explain(cls, invalid)}") from invalid
+
+    @classmethod
+    def read_json(
+        cls: type[RecordT], path: Path, error: type[VolsegError] = ConfigError
+    ) -> RecordT:
+        """Read a JSON file that `write_json` wrote."""
+        return cls.parse(_load(path, json.loads, "JSON", error), str(path), error)
+
+    @classmethod
+    def read_yaml(
+        cls: type[RecordT], path: Path, error: type[VolsegError] = ConfigError
+    ) -> RecordT:
+        """Read a YAML file of plain values (no tags, no code)."""
+        return cls.parse(_load(path, yaml.safe_load, "YAML", error) or {}, str(path), error)
+
+    def write_json(self, path: Path) -> None:
+        """Write to `path`, whole or not at all."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+def _load(path: Path, parse: Any, kind: str, error: type[VolsegError]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist.") from None
+    except (ValueError, yaml.YAMLError) as invalid:
+        reason = " ".join(str(invalid).split())
+        raise error(f"{path} is not valid {kind}: {reason}.") from invalid
+
+
+def _explain(cls: type[BaseModel], invalid: ValidationError) -> str:
+    """The first error as one line: key, what it got, the rule or the nearest known key."""
+    first = invalid.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [*_keys(cls)]
+        near = difflib.get_close_matches(location, known, n=1, cutoff=0.4)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(known)}."
+        return f"unknown key '{location}'. {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if first["type"] == "missing":
+        return f"key '{location}' is missing."
+    return f"{location}: {message} (got {first['input']!r})." if location else f"{message}."
+
+
+def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a record, sections and their members."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        members = typing.get_args(field.annotation) if isinstance(
+            field.annotation, types.UnionType
+        ) else (field.annotation,)
+        for member in members:
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                yield from _keys(member, f"{prefix}{name}.")
+
+
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class PlanConfig(Record):
+    """What the user fixes of the plan; anything left out is chosen by the planner."""
+
+    spacing_mm: tuple[Positive, ...] | None = None
+    """Voxel size the network sees, canonical axis order (right, anterior, superior)."""
+    patch: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """Training crop and prediction window in voxels, canonical axis order."""
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    width: Annotated[int, Field(gt=0)] | None = None
+    """Feature maps at the finest level; doubled at each coarser one."""
+    num_levels: Annotated[int, Field(gt=0)] | None = None
+    normalisation: Literal["ct", "zscore"] | None = None
+    """For every channel; by default from the channel's name and its values."""
+
+
+class NetworkConfig(Record):
+    """Which network, and whether its coarser levels are supervised in training."""
+
+    name: str = "unet"
+    deep_supervision: bool = True
+
+
+class LossConfig(Record):
+    """Weights of the two terms of the loss."""
+
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class OptimizerConfig(Record):
+    """AdamW with warm-up and polynomial decay over the real length of the training."""
+
+    learning_rate: Positive = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warmup: Probability = 0.03
+    """Share of the training over which the learning rate rises linearly from zero."""
+    power: Positive = 0.9
+    """Exponent of the polynomial decay to zero."""
+    gradient_clip: Positive = 12.0
+    """Largest norm of the gradient."""
+    ema: Probability = 0.03
+    """Horizon of the moving average of the weights as a share of the training; 0 is off."""
+
+
+class AugmentationConfig(Record):
+    """How often each random change is applied to a training patch, and how strong it is."""
+
+    rotate: Probability = 0.3
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest relative change of size, applied together with the rotation."""
+    flip: Probability = 0.0
+    """Per axis. Off by default: organs are not symmetric, and left is not right."""
+    noise: Probability = 0.15
+    blur: Probability = 0.1
+    brightness: Probability = 0.2
+    contrast: Probability = 0.2
+    gamma: Probability = 0.2
+    low_resolution: Probability = 0.1
+
+
+class TrainingConfig(Record):
+    """Length, validation and repeatability of a training."""
+
+    minutes: Positive | None = None
+    """Wall-clock time for training with its validations; excludes reading and preprocessing."""
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    """Length in epochs instead of minutes."""
+    steps_per_epoch: Annotated[int, Field(gt=0)] = 50
+    seed: Annotated[int, Field(ge=0)] = 0
+    foreground: Probability = 0.5
+    """Share of each batch that is centred on a foreground voxel, classes drawn evenly."""
+    num_folds: Annotated[int, Field(ge=2)] = 5
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes; by default none on a CPU, whose cores the network needs."""
+
+
+class Config(Record):
+    """Everything that a user may set for a training."""
+
+    plan: PlanConfig = PlanConfig()
+    network: NetworkConfig = NetworkConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``section.key=value`` overrides on top.
+
+    Args:
+        path: YAML with the sections of `Config`; None for the defaults.
+        overrides: values are YAML, as in ``plan.patch=[96,96,64]`` or ``optimizer.ema=0``.
+
+    Raises:
+        ConfigError: unknown key, wrong value, or a malformed override.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _load(path, yaml.safe_load, "YAML", ConfigError) or {}
+        Config.parse(data, str(path))
+    for override in overrides:
+        _apply(data, override)
+    return Config.parse(data, "--set" if overrides else "config")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}; expected key=value, as in optimizer.ema=0.")
+    *sections, name = key.strip().split(".")
+    node = data
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: '{section}' is a value, not a section.")
+    node[name] = _load_value(text, override)
+
+
+def _load_value(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as invalid:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML.") from invalid
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain values as YAML text: block style, short lists on one line, key order kept."""
+    return yaml.safe_dump(
+        dict(data), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+    )
