@@ -91,9 +91,11 @@ def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key of a record, sections and their members."""
     for name, field in cls.model_fields.items():
         yield prefix + name
-        members = typing.get_args(field.annotation) if isinstance(
-            field.annotation, types.UnionType
-        ) else (field.annotation,)
+        members = (
+            typing.get_args(field.annotation)
+            if isinstance(field.annotation, types.UnionType)
+            else (field.annotation,)
+        )
         for member in members:
             if isinstance(member, type) and issubclass(member, BaseModel):
                 yield from _keys(member, f"{prefix}{name}.")

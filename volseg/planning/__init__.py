@@ -1,0 +1,20 @@
+"""From a dataset to a plan: measure the cases once, then choose spacing, patch and network.
+
+Numpy only, so that ``volseg plan`` answers at once.
+"""
+
+from volseg.planning.fingerprint import Fingerprint, compute_fingerprint
+from volseg.planning.machine import Machine, describe_cpu
+from volseg.planning.plan import NetworkPlan, Normalisation, Plan
+from volseg.planning.planner import make_plan
+
+__all__ = [
+    "Fingerprint",
+    "Machine",
+    "NetworkPlan",
+    "Normalisation",
+    "Plan",
+    "compute_fingerprint",
+    "describe_cpu",
+    "make_plan",
+]

@@ -1,0 +1,155 @@
+"""What the planner must know of a dataset, measured by reading every labelled case once.
+
+All axes are canonical (right, anterior, superior); shapes are after cropping to content.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volseg.config import Record
+from volseg.data.cases import Case, Dataset
+from volseg.data.content import find_content
+from volseg.data.reading import read_case
+from volseg.errors import DataError
+
+VOXELS_PER_CASE = 20_000
+"""Foreground voxels drawn per case for the intensity statistics."""
+
+
+class CaseFingerprint(Record):
+    """One case: its grid, and how many voxels each class has."""
+
+    case_id: str
+    full_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    class_voxels: tuple[int, ...]
+
+
+class ChannelFingerprint(Record):
+    """Intensities of one channel inside the foreground, over all cases."""
+
+    name: str
+    mean: float
+    std: float
+    median: float
+    percentile_0_5: float
+    percentile_99_5: float
+    image_minimum: float
+    """Median over cases of the smallest value anywhere in the image: air, in a CT."""
+
+
+class Fingerprint(Record):
+    """The measured facts of a dataset."""
+
+    dataset: str
+    spatial_dims: int
+    cases: tuple[CaseFingerprint, ...]
+    channels: tuple[ChannelFingerprint, ...]
+
+    @property
+    def median_spacing_mm(self) -> tuple[float, ...]:
+        """Median voxel size per canonical axis."""
+        return tuple(float(v) for v in np.median([c.spacing_mm for c in self.cases], axis=0))
+
+    @property
+    def content_fraction(self) -> float:
+        """Median share of the volume that is left after cropping to content."""
+        return float(np.median([np.prod(c.shape) / np.prod(c.full_shape) for c in self.cases]))
+
+    @property
+    def class_voxels(self) -> tuple[int, ...]:
+        """Voxels of each class over all cases."""
+        return tuple(int(n) for n in np.sum([c.class_voxels for c in self.cases], axis=0))
+
+
+def compute_fingerprint(
+    dataset: Dataset, on_case: Callable[[int, int], None] | None = None
+) -> Fingerprint:
+    """Read every labelled case of `dataset` and measure it.
+
+    Args:
+        dataset: its `cases` must share the number of spatial axes.
+        on_case: called with (cases done, cases in all).
+
+    Raises:
+        DataError: the first bad case, and how many there are.
+    """
+    results, errors = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
+        for done, future in enumerate(futures, start=1):
+            try:
+                results.append(future.result())
+            except DataError as error:
+                errors.append(error)
+            if on_case:
+                on_case(done, len(futures))
+    if errors:
+        more = f" ({len(errors) - 1} more bad cases.)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{more} `volseg check {dataset.root}` lists all.")
+    spatial_dims = {len(case.shape) for case, _, _ in results}
+    if len(spatial_dims) > 1:
+        raise DataError(f"{dataset.root} mixes 2D and 3D images; expected one kind. Split it.")
+    voxels = np.concatenate([sample for _, sample, _ in results], axis=1)
+    minima = np.median([minimum for _, _, minimum in results], axis=0)
+    if voxels.shape[1] == 0:
+        raise DataError(f"{dataset.root}: no label has any foreground; there is nothing to learn.")
+    return Fingerprint(
+        dataset=dataset.name,
+        spatial_dims=spatial_dims.pop(),
+        cases=tuple(case for case, _, _ in results),
+        channels=tuple(
+            _describe_channel(name, voxels[c], float(minima[c]))
+            for c, name in enumerate(dataset.channels)
+        ),
+    )
+
+
+def _measure_case(
+    dataset: Dataset, index: int
+) -> tuple[CaseFingerprint, NDArray[np.float32], NDArray[np.float32]]:
+    """The case's row, its sampled foreground voxels (C, n) and its minimum per channel (C)."""
+    case: Case = dataset.cases[index]
+    image, label = read_case(case, dataset.channels, dataset.classes)
+    if label is None:
+        raise DataError(f"case {case.case_id} has no label; expected one for every training case.")
+    array, geometry = image.geometry.to_canonical(image.array)
+    label, _ = image.geometry.to_canonical(label)
+    content = find_content(array)
+    counts = np.bincount(label.ravel(), minlength=dataset.classes.num_classes)
+    foreground = np.flatnonzero(label.ravel())
+    if foreground.size > VOXELS_PER_CASE:
+        # The case's index seeds the draw, so that the fingerprint does not depend on threads.
+        rng = np.random.default_rng(index)
+        foreground = rng.choice(foreground, VOXELS_PER_CASE, replace=False)
+    row = CaseFingerprint(
+        case_id=case.case_id,
+        full_shape=geometry.shape,
+        shape=content.shape,
+        spacing_mm=geometry.spacing_mm,
+        class_voxels=tuple(int(count) for count in counts),
+    )
+    flat = array.reshape(len(array), -1)
+    return row, flat[:, foreground], flat.min(axis=1)
+
+
+def _describe_channel(
+    name: str, voxels: NDArray[np.float32], image_minimum: float
+) -> ChannelFingerprint:
+    low, median, high = np.percentile(voxels, [0.5, 50, 99.5])
+    return ChannelFingerprint(
+        name=name,
+        mean=float(voxels.mean(dtype=np.float64)),
+        std=float(voxels.std(dtype=np.float64)),
+        median=float(median),
+        percentile_0_5=float(low),
+        percentile_99_5=float(high),
+        image_minimum=image_minimum,
+    )

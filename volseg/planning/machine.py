@@ -1,0 +1,70 @@
+"""What the machine can do, in the two numbers that the time of a training step depends on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from volseg.config import Record
+
+# A convolution's forward and backward reach about this share of the matrix-product rate, and a
+# voxel of a feature map costs about this many memory passes through norm and activation, on the
+# CPUs we measured. Only the estimate of `volseg plan` uses them; a training measures itself.
+_CONVOLUTION_SHARE = 0.35
+_PASSES_PER_VOXEL = 24
+
+
+class Machine(Record):
+    """Speed and memory of the device that trains.
+
+    A step that does ``f`` GFLOP of forward convolutions on ``v`` million feature-map voxels
+    takes about ``f * seconds_per_gflop + v * seconds_per_mvoxel`` with its backward pass.
+    """
+
+    device: str
+    name: str
+    memory_gb: float
+    seconds_per_gflop: float
+    seconds_per_mvoxel: float
+    is_measured: bool
+    """Whether training steps were timed, or only matrix products and memory passes."""
+
+
+def memory_gb() -> float:
+    """Main memory of this machine that a process may use, in GB (its container's limit)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(limit).read_text().strip() if Path(limit).exists() else "max"
+        if text != "max":
+            total = min(total, int(text) / 1e9)
+    return total
+
+
+def describe_cpu() -> Machine:
+    """Estimate this CPU from a matrix product and a memory pass, in a tenth of a second."""
+    matrix = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+    product_s = _best_time(lambda: matrix @ matrix)
+    vector = np.zeros(4_000_000, dtype=np.float32)
+    pass_s = _best_time(lambda: np.add(vector, 1, out=vector))
+    forward_and_backward = 3
+    return Machine(
+        device="cpu",
+        name=f"{os.cpu_count()} CPU cores",
+        memory_gb=memory_gb(),
+        seconds_per_gflop=forward_and_backward * product_s / (2 * 0.768**3) / _CONVOLUTION_SHARE,
+        seconds_per_mvoxel=_PASSES_PER_VOXEL * pass_s / 4,
+        is_measured=False,
+    )
+
+
+def _best_time(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)

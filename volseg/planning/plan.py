@@ -1,0 +1,135 @@
+"""The plan: every choice that training and prediction share, as a file meant to be edited.
+
+``plan.yaml`` is the only description of how an image becomes the network's input; a run folder
+and a bundle both carry it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from volseg.atomic import write_text
+from volseg.config import Positive, Record, dump_yaml
+
+
+class Normalisation(Record):
+    """How one channel's intensities become the network's input.
+
+    ``ct``: clip to [`clip_low`, `clip_high`], subtract `mean`, divide by `std`; all in HU.
+    ``zscore``: subtract the image's own mean, divide by its own standard deviation, both over
+    its nonzero voxels where `nonzero_only`, whose complement then stays zero.
+    """
+
+    channel: str
+    scheme: Literal["ct", "zscore"]
+    nonzero_only: bool = False
+    clip_low: float | None = None
+    clip_high: float | None = None
+    mean: float | None = None
+    std: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Normalisation:
+        fixed = (self.clip_low, self.clip_high, self.mean, self.std)
+        if self.scheme == "ct" and None in fixed:
+            raise ValueError("scheme 'ct' needs clip_low, clip_high, mean and std")
+        if self.scheme == "ct" and self.nonzero_only:
+            raise ValueError("nonzero_only belongs to scheme 'zscore'")
+        return self
+
+
+class NetworkPlan(Record):
+    """Shape of the network: one entry per level, level 0 the finest."""
+
+    name: str
+    channels: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    deep_supervision: bool
+
+    @model_validator(mode="after")
+    def _check(self) -> NetworkPlan:
+        lengths = (len(self.channels), len(self.strides), len(self.kernel_sizes))
+        if len(set(lengths)) != 1:
+            raise ValueError(
+                "channels, strides and kernel_sizes have {}, {} and {} levels; expected the "
+                "same number".format(*lengths)
+            )
+        return self
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Product of the strides per axis; patches are multiples of it."""
+        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `volseg.networks.build_network` besides the channel counts."""
+        return self.model_dump(exclude={"name"})
+
+
+class Plan(Record):
+    """Input grid, patch and network of a training, and of every prediction with its result."""
+
+    spatial_dims: Literal[2, 3]
+    spacing_mm: tuple[Positive, ...]
+    """Voxel size that the network sees; axes point right, anterior, superior."""
+    patch: tuple[int, ...]
+    """Training crop and prediction window, voxels of `spacing_mm`."""
+    batch_size: int
+    normalisation: tuple[Normalisation, ...]
+    """One per channel, in the order of the channels."""
+    network: NetworkPlan
+
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        for name in ("spacing_mm", "patch"):
+            if len(getattr(self, name)) != self.spatial_dims:
+                raise ValueError(f"{name} has not {self.spatial_dims} entries, one per axis")
+        for levels in (self.network.strides, self.network.kernel_sizes):
+            if any(len(level) != self.spatial_dims for level in levels):
+                raise ValueError(f"network: every level needs {self.spatial_dims} entries")
+        check_divisible(self.patch, self.network.divisor)
+        return self
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Channels in the order the network takes them."""
+        return tuple(normalisation.channel for normalisation in self.normalisation)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The part that decides what a prepared case holds: the cache's key."""
+        return self.model_dump(mode="json", include={"spacing_mm", "normalisation"})
+
+    def write_yaml(self, path: Path, reasons: Sequence[str] = ()) -> None:
+        """Write for people: `reasons` as comments on top, then the values."""
+        header = [
+            "How images are prepared and which network sees them. Edit before training;",
+            "a training in this folder uses this file as it stands.",
+            *reasons,
+        ]
+        comments = "".join(f"# {line}\n" for line in header)
+        write_text(
+            path, f"{comments}\n{dump_yaml(self.model_dump(mode='json', exclude_none=True))}"
+        )
+
+
+def check_divisible(patch: Sequence[int], divisor: Sequence[int]) -> None:
+    """Refuse a patch that the network's strides do not divide.
+
+    Raises:
+        ValueError: names the axis and the nearest sizes that work.
+    """
+    for axis, (size, step) in enumerate(zip(patch, divisor, strict=True)):
+        if size < 1 or size % step:
+            low, high = size // step * step, (size // step + 1) * step
+            sizes = f"{low} or {high}" if low > 0 else f"{high}"
+            raise ValueError(
+                f"patch {tuple(patch)} is not divisible by the network's stride {tuple(divisor)} "
+                f"on axis {axis}; use {sizes} there, or fewer strides"
+            )

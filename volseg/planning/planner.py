@@ -1,0 +1,296 @@
+"""From fingerprint, machine and time to a plan.
+
+The rules for spacing, topology and normalisation are nnU-Net's where they are sound (Isensee et
+al. 2021, doi 10.1038/s41592-020-01008-z). What differs: width, patch and batch follow from the
+measured speed and memory of the machine and from the time that the user gives, so that a short
+training on a laptop still makes enough steps to be worth having.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from volseg.config import Config, PlanConfig
+from volseg.errors import ConfigError
+from volseg.planning.cost import compute_cost
+from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
+from volseg.planning.machine import Machine
+from volseg.planning.plan import NetworkPlan, Normalisation, Plan
+
+ANISOTROPY = 3.0
+"""An axis is coarse if its spacing is this many times that of every other axis (nnU-Net's)."""
+MIN_LEVEL_SIZE = 4
+"""No level is smaller than this along an axis that is strided (nnU-Net's)."""
+MAX_CHANNELS = {2: 512, 3: 320}
+START_PATCH_VOXELS = {2: 512**2, 3: 128**3}
+SMALL_PATCH_VOXELS = {2: 96**2, 3: 48**3}
+"""Below this a patch shows too little anatomy; the planner rather narrows the network."""
+WIDTHS = (32, 24, 16, 12, 8)
+BATCH_SIZE = {2: 12, 3: 2}
+WORTHWHILE_STEPS = 1000
+"""Steps that a training needs to be worth having; with fewer we shrink the work per step."""
+MEMORY_SHARE = 0.6
+TRAINING_SHARE = 0.9
+"""Share of the user's minutes that is spent in training steps; the rest validates."""
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """A plan with what it was chosen for: lines for people, and the predicted speed."""
+
+    plan: Plan
+    reasons: tuple[str, ...]
+    step_seconds: float
+
+
+def make_plan(
+    fingerprint: Fingerprint, machine: Machine, config: Config, num_classes: int
+) -> PlannedTraining:
+    """Choose spacing, patch, batch and network.
+
+    Args:
+        fingerprint: the dataset's.
+        machine: speed and memory of the training device.
+        config: `plan` values are kept as they are; `training.minutes` bounds the work.
+        num_classes: background counted.
+
+    Raises:
+        ConfigError: a fixed value contradicts another, or nothing fits into memory.
+    """
+    fixed = config.plan
+    spacing = fixed.spacing_mm or choose_spacing(fingerprint)
+    if len(spacing) != fingerprint.spatial_dims:
+        raise ConfigError(
+            f"plan.spacing_mm {spacing}; expected {fingerprint.spatial_dims} values, one per axis."
+        )
+    search = _Search(fingerprint, machine, config, num_classes, tuple(spacing))
+    network, patch, batch_size = search.run()
+    cost = compute_cost(network, patch, len(fingerprint.channels), num_classes)
+    step_seconds = cost.step_seconds(machine, batch_size)
+    plan = Plan.parse(
+        {
+            "spatial_dims": fingerprint.spatial_dims,
+            "spacing_mm": tuple(round(value, 5) for value in spacing),
+            "patch": patch,
+            "batch_size": batch_size,
+            "normalisation": tuple(
+                choose_normalisation(channel, fingerprint, fixed)
+                for channel in fingerprint.channels
+            ),
+            "network": network,
+        },
+        "plan",
+    )
+    reasons = _explain(plan, search.median_shape, fingerprint, machine, config, step_seconds)
+    return PlannedTraining(plan, reasons, step_seconds)
+
+
+def choose_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
+    """Median spacing; a coarse axis takes its 10th percentile, but stays the coarsest.
+
+    Resampling most thick-slice volumes to the median of a mixed dataset would throw slices away.
+    """
+    spacing = list(fingerprint.median_spacing_mm)
+    shape = np.median([case.shape for case in fingerprint.cases], axis=0)
+    worst = int(np.argmax(spacing))
+    others = [value for axis, value in enumerate(spacing) if axis != worst]
+    other_sizes = [size for axis, size in enumerate(shape) if axis != worst]
+    if spacing[worst] > ANISOTROPY * max(others) and ANISOTROPY * shape[worst] < min(other_sizes):
+        values = [case.spacing_mm[worst] for case in fingerprint.cases]
+        spacing[worst] = max(float(np.percentile(values, 10)), max(others))
+    return tuple(spacing)
+
+
+def choose_normalisation(
+    channel: ChannelFingerprint, fingerprint: Fingerprint, fixed: PlanConfig
+) -> Normalisation:
+    """CT by name or by values, else z-score, inside the nonzero voxels of padded images."""
+    scheme = fixed.normalisation or ("ct" if is_ct(channel) else "zscore")
+    if scheme == "zscore":
+        nonzero_only = fingerprint.content_fraction < 0.75
+        return Normalisation(channel=channel.name, scheme="zscore", nonzero_only=nonzero_only)
+    return Normalisation(
+        channel=channel.name,
+        scheme="ct",
+        clip_low=round(channel.percentile_0_5, 3),
+        clip_high=round(channel.percentile_99_5, 3),
+        mean=round(channel.mean, 4),
+        std=round(max(channel.std, 1e-3), 4),
+    )
+
+
+def is_ct(channel: ChannelFingerprint) -> bool:
+    """Named CT, or its images start at the Hounsfield value of air or of CT padding."""
+    if channel.name.upper() in ("CT", "HU"):
+        return True
+    is_named = not channel.name.startswith("channel_")
+    return not is_named and -3100 <= channel.image_minimum <= -900
+
+
+def plan_levels(
+    patch: Sequence[int], spacing_mm: Sequence[float], max_levels: int | None = None
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Strides and kernels per level, by nnU-Net's rule.
+
+    An axis is halved while it keeps at least `MIN_LEVEL_SIZE` voxels and its spacing is below
+    twice the finest; its kernel is 1 until its spacing is within twice the finest.
+    """
+    size, spacing = list(patch), list(spacing_mm)
+    strides = [tuple(1 for _ in patch)]
+    kernels = []
+    while True:
+        kernels.append(tuple(3 if value < 2 * min(spacing) else 1 for value in spacing))
+        can_halve = [n >= 2 * MIN_LEVEL_SIZE for n in size]
+        finest = min((s for s, ok in zip(spacing, can_halve, strict=True) if ok), default=0.0)
+        halve = [ok and s < 2 * finest for s, ok in zip(spacing, can_halve, strict=True)]
+        if not any(halve) or len(strides) == (max_levels or math.inf):
+            break
+        strides.append(tuple(2 if h else 1 for h in halve))
+        # Odd sizes are padded up to the next multiple once the number of levels is known.
+        size = [math.ceil(n / 2) if h else n for n, h in zip(size, halve, strict=True)]
+        spacing = [s * 2 if h else s for s, h in zip(spacing, halve, strict=True)]
+    return tuple(strides), tuple(kernels)
+
+
+class _Search:
+    """Walks from the largest sensible training downwards until it fits time and memory."""
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        machine: Machine,
+        config: Config,
+        num_classes: int,
+        spacing_mm: tuple[float, ...],
+    ) -> None:
+        self.dims = fingerprint.spatial_dims
+        self.machine, self.config = machine, config
+        self.num_channels, self.num_classes = len(fingerprint.channels), num_classes
+        self.spacing_mm = spacing_mm
+        shapes = [
+            np.array(case.shape) * np.array(case.spacing_mm) / np.array(spacing_mm)
+            for case in fingerprint.cases
+        ]
+        self.median_shape = tuple(max(1, round(n)) for n in np.median(shapes, axis=0))
+        self.batch_size = config.plan.batch_size or self._default_batch(shapes)
+
+    def _default_batch(self, shapes: list[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> int:
+        """At least two, so that one batch can hold a foreground and a random patch."""
+        return min(BATCH_SIZE[self.dims], max(2, len(shapes)))
+
+    def run(self) -> tuple[NetworkPlan, tuple[int, ...], int]:
+        """Narrow the network first, then shrink the patch, then narrow further."""
+        fixed = self.config.plan
+        widths = (fixed.width,) if fixed.width else WIDTHS
+        comfortable = [w for w in widths if w >= 16] or list(widths)
+        patches = [fixed.patch] if fixed.patch else self._patches()
+        candidates = [(width, patches[0]) for width in comfortable]
+        candidates += [(comfortable[-1], patch) for patch in patches[1:]]
+        candidates += [(width, patches[-1]) for width in widths if width not in comfortable]
+        fitting = [c for c in candidates if self._memory_gb(*c) <= self._memory_limit()]
+        if not fitting:
+            raise ConfigError(
+                f"no patch and width fit into {self._memory_limit():.1f} GB, "
+                f"{MEMORY_SHARE:.0%} of {self.machine.name}. Lower plan.patch or plan.width."
+            )
+        worthwhile = [c for c in fitting if self._steps(*c) >= WORTHWHILE_STEPS]
+        width, patch = worthwhile[0] if worthwhile else fitting[-1]
+        network = self._network(width, patch)
+        return network, self._pad(patch, network), self.batch_size
+
+    def _patches(self) -> list[tuple[int, ...]]:
+        """From the median volume (or what memory usually holds) down, aspect in mm kept cubic."""
+        patch = np.array(self._start_patch(), dtype=float)
+        patches = [tuple(int(round(n)) for n in patch)]
+        while np.prod(patch) > SMALL_PATCH_VOXELS[self.dims]:
+            ratio = patch / np.array(self.median_shape)
+            extent = patch * np.array(self.spacing_mm)
+            # Shrink where the patch covers most of the volume, between equals the longest axis.
+            axis = int(np.argmax(ratio * extent))
+            patch[axis] *= 0.85
+            patches.append(tuple(int(round(n)) for n in patch))
+        return patches
+
+    def _start_patch(self) -> tuple[int, ...]:
+        """A cube in mm of `START_PATCH_VOXELS`, clipped to the median shape."""
+        spacing = np.array(self.spacing_mm)
+        median = np.array(self.median_shape, dtype=float)
+        free = np.ones(self.dims, dtype=bool)
+        patch = median.copy()
+        # Axes that the volume cuts short leave their share of voxels to the others.
+        while free.any():
+            budget = START_PATCH_VOXELS[self.dims] / np.prod(patch[~free])
+            edge_mm = (budget * np.prod(spacing[free])) ** (1 / free.sum())
+            wanted = edge_mm / spacing
+            short = free & (wanted > median)
+            if not short.any():
+                patch[free] = wanted[free]
+                break
+            patch[short] = median[short]
+            free &= ~short
+        return tuple(int(round(n)) for n in patch)
+
+    def _network(self, width: int, patch: tuple[int, ...]) -> NetworkPlan:
+        strides, kernels = plan_levels(patch, self.spacing_mm, self.config.plan.num_levels)
+        channels = tuple(
+            min(width * 2**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
+        )
+        return NetworkPlan(
+            name=self.config.network.name,
+            channels=channels,
+            strides=strides,
+            kernel_sizes=kernels,
+            deep_supervision=self.config.network.deep_supervision,
+        )
+
+    def _pad(self, patch: tuple[int, ...], network: NetworkPlan) -> tuple[int, ...]:
+        """Round up to what the network divides; a patch that the user fixed stays as it is."""
+        if self.config.plan.patch:
+            return patch
+        return tuple(math.ceil(n / d) * d for n, d in zip(patch, network.divisor, strict=True))
+
+    def _cost(self, width: int, patch: tuple[int, ...]) -> tuple[float, float]:
+        network = self._network(width, patch)
+        cost = compute_cost(network, self._pad(patch, network), self.num_channels, self.num_classes)
+        seconds = cost.step_seconds(self.machine, self.batch_size)
+        return seconds, cost.training_gb(self.batch_size)
+
+    def _memory_gb(self, width: int, patch: tuple[int, ...]) -> float:
+        return self._cost(width, patch)[1]
+
+    def _memory_limit(self) -> float:
+        return MEMORY_SHARE * self.machine.memory_gb
+
+    def _steps(self, width: int, patch: tuple[int, ...]) -> float:
+        minutes = self.config.training.minutes
+        if minutes is None:
+            return math.inf
+        return TRAINING_SHARE * minutes * 60 / self._cost(width, patch)[0]
+
+
+def _explain(
+    plan: Plan,
+    median_shape: tuple[int, ...],
+    fingerprint: Fingerprint,
+    machine: Machine,
+    config: Config,
+    step_seconds: float,
+) -> tuple[str, ...]:
+    """Where the values come from, a line each."""
+    minutes = config.training.minutes
+    lines = [
+        f"Dataset: {fingerprint.dataset}, {len(fingerprint.cases)} cases, median volume "
+        f"{' x '.join(map(str, median_shape))} voxels at this spacing.",
+        f"Machine: {machine.device} ({machine.name}, {machine.memory_gb:.0f} GB); about "
+        f"{step_seconds:.2g} s a step ({'measured' if machine.is_measured else 'estimated'}).",
+    ]
+    if minutes:
+        steps = TRAINING_SHARE * minutes * 60 / step_seconds
+        lines.append(f"Time: {minutes:g} minutes, about {steps:.0f} steps.")
+    if any(n.scheme == "ct" for n in plan.normalisation) and config.plan.normalisation is None:
+        lines.append("Normalisation 'ct': the channel is CT by its name or its values in HU.")
+    return tuple(lines)
