@@ -54,7 +54,9 @@ class Classes(Record):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Smallest integer type that holds every label value."""
-        return np.result_type(np.min_scalar_type(min(self.values)), np.min_scalar_type(max(self.values)))
+        return np.result_type(
+            np.min_scalar_type(min(self.values)), np.min_scalar_type(max(self.values))
+        )
 
     def unknown_values(self, labels: NDArray[Any]) -> list[int]:
         """Values in `labels` that belong to no class, ascending."""
@@ -80,10 +82,18 @@ class Classes(Record):
         return np.asarray(self.values, dtype=self.dtype)[indices]
 
 
+class Split(Record):
+    """Case ids to learn from, and case ids to validate on."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
 class Dataset(Record):
     """Cases that share channels and classes, found in one folder or datalist.
 
-    `cases` have labels; `unlabelled` do not (a test set).
+    `cases` have labels; `unlabelled` do not (a test set). `splits` are those that the dataset
+    itself declares, empty for most.
     """
 
     name: str
@@ -93,3 +103,4 @@ class Dataset(Record):
     classes: Classes
     cases: tuple[Case, ...]
     unlabelled: tuple[Case, ...] = ()
+    splits: tuple[Split, ...] = ()

@@ -1,0 +1,155 @@
+"""Prepared cases on disk, read through memory maps by the loader.
+
+One folder per case: ``image.npy`` (C, *S) float16, ``label.npy`` (*S), ``foreground.npy`` and
+``case.json``. Its name carries a key over the content of the files and the preparing part of the
+plan, so an entry can be reused but never be stale; it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from volseg.atomic import atomic_folder
+from volseg.data.cases import Case, Dataset
+from volseg.data.preprocessing import prepare
+from volseg.data.reading import read_case
+from volseg.errors import DataError
+from volseg.planning.plan import Plan
+
+FORMAT = 1
+"""Raised when what an entry holds changes, so that older entries are made again."""
+FOREGROUND_VOXELS = 10_000
+"""Positions kept per class and case; patches are centred on them."""
+
+
+@dataclass(frozen=True, eq=False)
+class CachedCase:
+    """A prepared case; arrays are memory maps.
+
+    Attributes:
+        image: (C, *S) float16, normalised, at the plan's spacing.
+        label: (*S) class indices.
+        foreground: one (n, spatial_dims) array of voxel positions per foreground class present.
+    """
+
+    case_id: str
+    image: NDArray[np.float16]
+    label: NDArray[np.uint8]
+    foreground: tuple[NDArray[np.int32], ...]
+
+
+def build_cache(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    plan: Plan,
+    folder: Path,
+    on_case: Callable[[int, int], None] | None = None,
+) -> list[CachedCase]:
+    """Prepare every case that the cache does not hold yet, then open all.
+
+    Args:
+        dataset: channels and classes.
+        cases: labelled cases of it.
+        plan: spacing and normalisation.
+        folder: of the cache.
+        on_case: called with (cases done, cases in all).
+
+    Raises:
+        DataError: a case cannot be read; those already prepared stay.
+        MachineError: the disk is full.
+    """
+    workers = max(1, (os.cpu_count() or 2) // 2)
+    cached = []
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_cache_case, dataset, case, plan, folder) for case in cases]
+        try:
+            for done, future in enumerate(futures, start=1):
+                cached.append(open_case(future.result()))
+                if on_case:
+                    on_case(done, len(futures))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return cached
+
+
+def open_case(folder: Path) -> CachedCase:
+    """Map the arrays of one entry."""
+    offsets = json.loads((folder / "case.json").read_text())
+    positions = np.load(folder / "foreground.npy", mmap_mode="r")
+    split = np.cumsum([0, *offsets["foreground_counts"]])
+    return CachedCase(
+        case_id=offsets["case_id"],
+        image=np.load(folder / "image.npy", mmap_mode="r"),
+        label=np.load(folder / "label.npy", mmap_mode="r"),
+        foreground=tuple(positions[a:b] for a, b in itertools.pairwise(split) if b > a),
+    )
+
+
+def _cache_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Path:
+    """Prepare one case unless an entry with its key is there; returns the entry's folder."""
+    entry = folder / f"{case.case_id}-{_key(dataset, case, plan)}"
+    if entry.is_dir():
+        return entry
+    image, label = read_case(case, dataset.channels, dataset.classes)
+    if label is None:
+        raise DataError(f"case {case.case_id} has no label; expected one for training.")
+    prepared = prepare(image, plan, label, dataset.classes.num_classes)
+    indices = np.asarray(prepared.label)
+    positions = _foreground_positions(indices, dataset.classes.num_classes)
+    with atomic_folder(entry) as temporary:
+        np.save(temporary / "image.npy", prepared.image.to(torch.float16).numpy())
+        np.save(temporary / "label.npy", indices)
+        np.save(temporary / "foreground.npy", np.concatenate(positions))
+        facts = {"case_id": case.case_id, "foreground_counts": [len(p) for p in positions]}
+        (temporary / "case.json").write_text(json.dumps(facts))
+    for other in folder.glob(f"{glob.escape(case.case_id)}-*"):
+        if other != entry and len(other.name) == len(entry.name):
+            shutil.rmtree(other, ignore_errors=True)
+    return entry
+
+
+def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
+    recipe = {
+        "format": FORMAT,
+        "plan": plan.preparation,
+        "classes": dataset.classes.values,
+        "channels": dataset.channels,
+    }
+    digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)
+    for path in (*case.images, case.label):
+        if path is not None:
+            digest.update(_read_bytes(path))
+    return digest.hexdigest()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return hashlib.blake2b(path.read_bytes()).digest()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist any more; the dataset changed.") from None
+
+
+def _foreground_positions(indices: NDArray[np.uint8], num_classes: int) -> list[NDArray[np.int32]]:
+    """Up to `FOREGROUND_VOXELS` positions for each foreground class, evenly drawn."""
+    rng = np.random.default_rng(0)
+    positions = []
+    for index in range(1, num_classes):
+        found = np.flatnonzero(indices == index)
+        if found.size > FOREGROUND_VOXELS:
+            found = rng.choice(found, FOREGROUND_VOXELS, replace=False)
+        positions.append(np.stack(np.unravel_index(found, indices.shape), 1).astype(np.int32))
+    return positions

@@ -1,0 +1,144 @@
+"""Training patches: which case and place, cut from the cache, changed, stacked into batches.
+
+Sample ``i`` of step ``t`` depends only on ``(seed, t, i)``: no generator state is carried along,
+so loader processes cannot disagree and a resumed training sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from volseg.data.cache import CachedCase
+from volseg.errors import ConfigError
+
+
+Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Changes a patch (C, *P) and its label (*P), depending only on the seed."""
+
+
+class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Patches by running number: ``patches[t * batch_size + i]`` is sample i of step t.
+
+    Args:
+        cases: at least one.
+        patch: voxels per axis; volumes that are smaller are padded with zeros around.
+        batch_size: samples per step.
+        foreground: share of each batch centred on a foreground voxel, rounded up.
+        augment: applied to each patch.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        patch: Sequence[int],
+        *,
+        batch_size: int,
+        foreground: float,
+        augment: Augment,
+        seed: int,
+    ) -> None:
+        if not cases:
+            raise ConfigError("no case to train on; expected at least one. Check the split.")
+        self.cases, self.patch = list(cases), tuple(patch)
+        self.batch_size, self.augment, self.seed = batch_size, augment, seed
+        self.num_random = int(batch_size * (1 - foreground))
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Image (C, *P) float32 and label (*P) int64."""
+        step, i = divmod(number, self.batch_size)
+        rng = np.random.default_rng((self.seed, step, i))
+        case = self.cases[self._case_index(number)]
+        if i < self.num_random or not case.foreground:
+            start = _random_start(rng, case.label.shape, self.patch)
+        else:
+            voxels = case.foreground[rng.integers(len(case.foreground))]
+            start = _centred_start(voxels[rng.integers(len(voxels))], case.label.shape, self.patch)
+        image = torch.from_numpy(cut(case.image, start, self.patch).astype(np.float32))
+        label = torch.from_numpy(cut(case.label, start, self.patch).astype(np.int64))
+        return self.augment(image, label, int(rng.integers(2**32)))
+
+    def _case_index(self, number: int) -> int:
+        """Every case once per round, in a new order each round."""
+        round_number, position = divmod(number, len(self.cases))
+        return int(_permutation(self.seed, round_number, len(self.cases))[position])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, round_number: int, length: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, round_number)).permutation(length)
+
+
+def _random_start(
+    rng: np.random.Generator, shape: Sequence[int], patch: Sequence[int]
+) -> tuple[int, ...]:
+    """Anywhere inside the volume; centred along axes that the patch covers."""
+    return tuple(
+        int(rng.integers(n - p + 1)) if n > p else (n - p) // 2
+        for n, p in zip(shape, patch, strict=True)
+    )
+
+
+def _centred_start(
+    voxel: NDArray[np.int32], shape: Sequence[int], patch: Sequence[int]
+) -> tuple[int, ...]:
+    """Around `voxel`, moved inside the volume; centred along axes that the patch covers."""
+    return tuple(
+        min(max(int(v) - p // 2, 0), n - p) if n > p else (n - p) // 2
+        for v, n, p in zip(voxel, shape, patch, strict=True)
+    )
+
+
+def cut(
+    array: NDArray[np.generic], start: Sequence[int], patch: Sequence[int]
+) -> NDArray[np.generic]:
+    """Copy a patch from the last axes of `array`; what lies outside is zero."""
+    lead = array.ndim - len(patch)
+    result = np.zeros((*array.shape[:lead], *patch), dtype=array.dtype)
+    source, target = [slice(None)] * lead, [slice(None)] * lead
+    for a, p, n in zip(start, patch, array.shape[lead:], strict=True):
+        low, high = max(a, 0), min(a + p, n)
+        source.append(slice(low, high))
+        target.append(slice(low - a, high - a))
+    result[tuple(target)] = array[tuple(source)]
+    return result
+
+
+class _StepSampler(Sampler[list[int]]):
+    """Running numbers of the samples of each step, from `first_step` on, without end."""
+
+    def __init__(self, first_step: int, batch_size: int) -> None:
+        self.first_step, self.batch_size = first_step, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.first_step
+        while True:
+            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            step += 1
+
+
+def make_loader(
+    patches: PatchDataset, first_step: int, workers: int, pin_memory: bool
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches of steps `first_step`, `first_step` + 1, ...: (B, C, *P) float32 and (B, *P) int64.
+
+    Args:
+        patches: the samples.
+        first_step: 0, or where a resumed training goes on.
+        workers: loader processes; 0 prepares patches in the training process.
+        pin_memory: for faster copies to a GPU.
+    """
+    return DataLoader(
+        patches,
+        batch_sampler=_StepSampler(first_step, patches.batch_size),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )

@@ -1,0 +1,96 @@
+"""From an image on its own grid to the network's input: canonical, cropped, resampled, normalised.
+
+`Placement` remembers the way, so that `volseg.inference` can bring logits back to the source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from volseg.data.content import Box, find_content
+from volseg.data.resampling import resample, resample_labels, resampled_shape
+from volseg.errors import DataError
+from volseg.geometry import Geometry
+from volseg.images import Image
+from volseg.planning.plan import Normalisation, Plan
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a prepared array lies in its source.
+
+    Attributes:
+        source: grid of the file.
+        canonical_shape: the same volume with axes pointing right, anterior, superior.
+        box: content in the canonical volume.
+        shape: voxels of the prepared array, which covers the box.
+    """
+
+    source: Geometry
+    canonical_shape: tuple[int, ...]
+    box: Box
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The network's view of a case: `image` ``(C, *S)`` float32, `label` ``(*S)`` indices."""
+
+    image: Tensor
+    label: Tensor | None
+    placement: Placement
+
+
+def prepare(
+    image: Image, plan: Plan, label: NDArray[Any] | None = None, num_classes: int = 0
+) -> Prepared:
+    """Bring an image, and its class indices if given, onto the plan's grid.
+
+    Args:
+        image: ``(C, *S)`` float32 in file axis order.
+        plan: spacing and normalisation.
+        label: ``(*S)`` class indices on the same grid.
+        num_classes: background counted; needed with `label`.
+
+    Raises:
+        DataError: the image has not the plan's number of spatial axes or channels.
+    """
+    if image.geometry.spatial_dims != plan.spatial_dims:
+        raise DataError(
+            f"{image.path}: a {image.geometry.spatial_dims}D image; expected "
+            f"{plan.spatial_dims}D, as the network was planned for."
+        )
+    array, canonical = image.geometry.to_canonical(image.array)
+    box = find_content(array)
+    shape = resampled_shape(box.shape, canonical.spacing_mm, plan.spacing_mm)
+    placement = Placement(image.geometry, canonical.shape, box, shape)
+    cropped = np.ascontiguousarray(array[(slice(None), *box.slices)], dtype=np.float32)
+    resampled = resample(torch.from_numpy(cropped), shape)
+    normalised = torch.stack(
+        [normalise(c, n) for c, n in zip(resampled, plan.normalisation, strict=True)]
+    )
+    if label is None:
+        return Prepared(normalised, None, placement)
+    label, _ = image.geometry.to_canonical(label)
+    indices = torch.from_numpy(np.ascontiguousarray(label[box.slices]))
+    return Prepared(normalised, resample_labels(indices, num_classes, shape), placement)
+
+
+def normalise(channel: Tensor, normalisation: Normalisation) -> Tensor:
+    """Apply the plan's normalisation to one channel ``(*S)``."""
+    if normalisation.scheme == "ct":
+        clipped = channel.clamp(normalisation.clip_low, normalisation.clip_high)
+        return (clipped - normalisation.mean) / normalisation.std
+    voxels = channel[channel != 0] if normalisation.nonzero_only else channel
+    if voxels.numel() == 0:
+        return channel
+    mean, std = voxels.mean(), voxels.std(correction=0)
+    # A constant image has nothing to scale; dividing by 1 leaves it at zero.
+    scaled = (channel - mean) / torch.where(std > 0, std, torch.ones_like(std))
+    return torch.where(channel != 0, scaled, 0) if normalisation.nonzero_only else scaled

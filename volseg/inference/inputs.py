@@ -1,0 +1,89 @@
+"""Which images a user means by files and folders: one `Case` without label per image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from volseg.data.cases import Case
+from volseg.data.layouts import find_dataset
+from volseg.errors import ConfigError, DataError
+from volseg.images import IMAGE_SUFFIXES, image_stem
+
+_CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
+
+
+def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
+    """Collect cases from image files, folders of images, and dataset folders.
+
+    Files named ``CASE_0000``, ``CASE_0001``, ... are the channels of one case when the model takes
+    several; a single file may hold all channels.
+
+    Raises:
+        ConfigError: a path does not exist or nothing was found.
+        DataError: a case lacks a channel, or two images share a name.
+    """
+    cases: list[Case] = []
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; expected an image file or a folder.")
+        if path.is_dir():
+            cases += _in_folder(path, num_channels)
+    cases += _group([path for path in paths if path.is_file()], num_channels)
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if case.case_id in seen:
+            raise DataError(
+                f"{case.images[0]} and {seen[case.case_id].images[0]} would both be written as "
+                f"{case.case_id}; expected different names. Predict them into different folders."
+            )
+        seen[case.case_id] = case
+    if not cases:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise ConfigError(f"no images in {', '.join(map(str, paths))}; expected {kinds}.")
+    return cases
+
+
+def _in_folder(folder: Path, num_channels: int) -> list[Case]:
+    """Images directly inside; else the cases of a dataset folder."""
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and not file.name.startswith(".") and _is_image(file)
+    )
+    if files:
+        return _group(files, num_channels)
+    dataset = find_dataset(folder)
+    return [case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases]
+
+
+def _is_image(path: Path) -> bool:
+    return any(path.name.lower().endswith(suffix) for suffix in IMAGE_SUFFIXES)
+
+
+def _group(files: Sequence[Path], num_channels: int) -> list[Case]:
+    """One case per file, or per group of files that differ in their channel suffix."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        stem = image_stem(file)
+        groups.setdefault(_CHANNEL_SUFFIX.sub("", stem), []).append(file)
+    cases = []
+    for case_id, members in groups.items():
+        if len(members) == num_channels > 1:
+            cases.append(Case(case_id=case_id, images=tuple(sorted(members)), patient_id=case_id))
+        elif num_channels == 1 or len(members) == 1:
+            cases += [_single(file, is_alone=len(members) == 1) for file in members]
+        else:
+            raise DataError(
+                f"case {case_id}: {len(members)} files ({', '.join(f.name for f in members)}); "
+                f"expected {num_channels}, one per channel."
+            )
+    return cases
+
+
+def _single(file: Path, is_alone: bool) -> Case:
+    """A file with all channels; ``CASE_0000`` is CASE unless ``_0001`` ... number the cases."""
+    stem = image_stem(file)
+    case_id = stem.removesuffix("_0000") if is_alone else stem
+    return Case(case_id=case_id, images=(file,), patient_id=case_id)

@@ -1,0 +1,164 @@
+"""A model folder: plain data files and weights, nothing in it is executed.
+
+A run folder holds ``plan.yaml``, ``dataset.json`` and ``fold_K/checkpoint_*.pt``; a bundle holds
+``configs/volseg.json`` and ``models/model.pt``. Both say the same: a plan, classes, weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from volseg.config import Record
+from volseg.data.cases import Classes, Dataset
+from volseg.errors import ConfigError, DataError, MachineError
+from volseg.networks import build_network
+from volseg.networks.weights import load_weights
+from volseg.planning.plan import Plan
+
+PLAN_FILE = "plan.yaml"
+DATASET_FILE = "dataset.json"
+BUNDLE_FILE = Path("configs", "volseg.json")
+BUNDLE_WEIGHTS = Path("models", "model.pt")
+
+Checkpoint = Literal["last", "best"]
+
+
+class ModelFacts(Record):
+    """What a model folder says besides its weights."""
+
+    plan: Plan
+    classes: Classes
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Networks in eval mode on `device`, one per fold, that were trained with one plan."""
+
+    networks: tuple[nn.Module, ...]
+    facts: ModelFacts
+    device: torch.device
+
+
+def load_model(
+    folder: Path,
+    device: str = "auto",
+    folds: tuple[int, ...] | None = None,
+    checkpoint: Checkpoint = "last",
+) -> Model:
+    """Load a run folder or a bundle.
+
+    Args:
+        folder: the model folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        folds: which folds of a run; by default every fold that was trained.
+        checkpoint: ``last``, or ``best`` by the validation during training.
+
+    Raises:
+        ConfigError: the folder is no model, or has not the fold.
+        DataError: damaged weights, or weights that do not fit the plan.
+        MachineError: no such device.
+    """
+    chosen = choose_device(device)
+    facts = read_facts(folder)
+    networks = tuple(
+        _load_network(facts, path, chosen) for path in find_weights(folder, folds, checkpoint)
+    )
+    return Model(networks, facts, chosen)
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """Plan and classes of a run folder or bundle.
+
+    Raises:
+        ConfigError: `folder` is neither, or its plan is not valid.
+    """
+    if (folder / BUNDLE_FILE).is_file():
+        return ModelFacts.read_json(folder / BUNDLE_FILE)
+    if (folder / PLAN_FILE).is_file() and (folder / DATASET_FILE).is_file():
+        dataset = Dataset.read_json(folder / DATASET_FILE)
+        return ModelFacts(plan=Plan.read_yaml(folder / PLAN_FILE), classes=dataset.classes)
+    raise ConfigError(
+        f"{folder} is no model; expected a run folder ({PLAN_FILE}, {DATASET_FILE}) or a bundle "
+        f"({BUNDLE_FILE}). Train one with `volseg train`."
+    )
+
+
+def find_weights(
+    folder: Path, folds: tuple[int, ...] | None = None, checkpoint: Checkpoint = "last"
+) -> list[Path]:
+    """Weight files of a model folder.
+
+    Raises:
+        ConfigError: a fold was not trained, or none was.
+    """
+    if (folder / BUNDLE_FILE).is_file():
+        if folds is not None:
+            raise ConfigError(f"{folder} is a bundle, which has no folds. Leave the fold out.")
+        return [folder / BUNDLE_WEIGHTS]
+    name = f"checkpoint_{checkpoint}.pt"
+    if folds is None:
+        folds = trained_folds(folder, checkpoint)
+    paths = [folder / f"fold_{fold}" / name for fold in folds]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        what = missing[0] if missing else f"{folder}/fold_*/{name}"
+        raise ConfigError(
+            f"{what} does not exist: that fold has not been trained. Run `volseg train` first."
+        )
+    return paths
+
+
+def trained_folds(folder: Path, checkpoint: Checkpoint = "last") -> tuple[int, ...]:
+    """Folds of a run that have a checkpoint, ascending."""
+    found = folder.glob(f"fold_*/checkpoint_{checkpoint}.pt")
+    return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
+
+
+def build_planned_network(plan: Plan, num_classes: int) -> nn.Module:
+    """The plan's network with fresh weights: (B, C, *S) to logits (B, num_classes, *S)."""
+    return build_network(
+        plan.network.name,
+        spatial_dims=plan.spatial_dims,
+        in_channels=len(plan.normalisation),
+        out_channels=num_classes,
+        **plan.network.options(),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU.
+
+    Raises:
+        ConfigError: not a device name.
+        MachineError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}; expected auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MachineError(
+            f"device {name} is not there; this machine has {torch.cuda.device_count()} CUDA "
+            "devices. Use --device cpu."
+        )
+    return device
+
+
+def _load_network(facts: ModelFacts, path: Path, device: torch.device) -> nn.Module:
+    network = build_planned_network(facts.plan, facts.classes.num_classes)
+    state = load_weights(path, device)
+    try:
+        network.load_state_dict(state.get("network", state))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: the weights do not fit the plan's network. Was {PLAN_FILE} edited after "
+            "training? Restore it, or train again."
+        ) from error
+    return network.to(device).eval()

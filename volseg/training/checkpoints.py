@@ -1,0 +1,91 @@
+"""Checkpoints of a training: ``checkpoint_last.pt`` and ``checkpoint_best.pt``.
+
+Both hold the averaged weights as ``network``, to predict with; the last one also holds all that a
+resumed training needs. Only tensors and plain values are stored, so loading never unpickles code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from volseg.errors import ConfigError
+from volseg.networks.weights import load_weights, save_weights
+
+LAST = "checkpoint_last.pt"
+BEST = "checkpoint_best.pt"
+
+
+@dataclass
+class Counters:
+    """What a training has done so far."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    best_dice: float = -1.0
+
+
+class Checkpoints:
+    """Writes and restores the checkpoints of one fold.
+
+    Args:
+        folder: of the fold.
+        average: whose ``module`` holds the averaged weights.
+        parts: everything else that a resumed training needs, by name.
+        counters: step, time and best Dice.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        average: torch.optim.swa_utils.AveragedModel,
+        parts: Mapping[str, Any],
+        counters: Counters,
+    ) -> None:
+        self.folder, self.average, self.parts, self.counters = folder, average, parts, counters
+
+    def save_last(self) -> None:
+        """Write everything, replacing the previous one whole."""
+        training = {name: part.state_dict() for name, part in self.parts.items()}
+        state = {
+            "network": self.averaged_network.state_dict(),
+            "training": training,
+            "num_averaged": int(self.average.n_averaged),
+            "counters": vars(self.counters).copy(),
+        }
+        save_weights(self.folder / LAST, state)
+
+    def save_best(self) -> None:
+        """Write the averaged weights alone."""
+        save_weights(self.folder / BEST, {"network": self.averaged_network.state_dict()})
+
+    def restore(self, device: torch.device) -> None:
+        """Go on from ``checkpoint_last.pt``.
+
+        Raises:
+            DataError: it is damaged.
+            ConfigError: it was trained with another plan.
+        """
+        state = load_weights(self.folder / LAST, device)
+        try:
+            self.averaged_network.load_state_dict(state["network"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{self.folder / LAST} does not fit the network of the run's plan. "
+                "Restore the plan.yaml that this training began with."
+            ) from error
+        self.average.n_averaged.fill_(state["num_averaged"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["training"][name])
+        vars(self.counters).update(state["counters"])
+
+    @property
+    def averaged_network(self) -> nn.Module:
+        """The network with averaged weights: what validates and predicts."""
+        network: nn.Module = self.average.module
+        return network

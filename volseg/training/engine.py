@@ -1,0 +1,191 @@
+"""The ignite engine of a training and what is attached to it, one function each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ignite.engine import Engine, EventEnum, Events
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from volseg.config import OptimizerConfig
+from volseg.errors import ConfigError
+from volseg.training.budget import Budget
+from volseg.training.checkpoints import Checkpoints, Counters
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+CHECKPOINT_EVERY_S = 300
+"""A kill loses at most this much of a training."""
+
+
+class TrainingEvents(EventEnum):
+    """Fired besides ignite's own events."""
+
+    ROUND_COMPLETED = "round_completed"
+    """A fixed share of the training is done: time for a row of history."""
+
+
+@dataclass(eq=False)
+class Learner:
+    """What one optimisation step works on.
+
+    `average` holds the exponential moving average of the weights in ``average.module``.
+    """
+
+    network: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loss: Loss
+    device: torch.device
+    budget: Budget
+    config: OptimizerConfig
+    seed: int
+    counters: Counters = field(default_factory=Counters)
+
+
+def make_learner(
+    network: nn.Module,
+    loss: Loss,
+    device: torch.device,
+    budget: Budget,
+    config: OptimizerConfig,
+    seed: int,
+) -> Learner:
+    """AdamW, loss scaling on a GPU, and a moving average whose horizon grows with the steps."""
+    network.to(device).train()
+    average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    return Learner(network, average, optimizer, scaler, loss, device, budget, config, seed)
+
+
+def _average_function(
+    share: float, budget: Budget
+) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential average over `share` of the training; over all steps so far while fewer."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+        horizon = min(max(1.0, share * budget.end), 1 + int(num_averaged) / 9)
+        torch._foreach_lerp_(averages, weights, 1 / horizon)
+
+    return update
+
+
+def learning_rate(config: OptimizerConfig, progress: float) -> float:
+    """Linear warm-up, then polynomial decay to zero at the end (``progress`` 1)."""
+    warmup = min(1.0, progress / config.warmup) if config.warmup > 0 else 1.0
+    # The first step must not be idle: it takes the rate of a hundredth of the warm-up.
+    return float(config.learning_rate * max(warmup, 0.01) * (1 - progress) ** config.power)
+
+
+def create_trainer(learner: Learner) -> Engine:
+    """An engine whose step trains on one batch: image (B, C, *P), target (B, *P)."""
+
+    def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> float:
+        image, target = (part.to(learner.device, non_blocking=True) for part in batch)
+        # The step's number seeds dropout, so that a resumed training draws the same.
+        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step)
+        progress = learner.budget.progress(learner.counters.step)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learning_rate(learner.config, progress)
+        learner.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(learner.device.type, enabled=learner.scaler.is_enabled()):
+            logits = learner.network(image)
+        loss = learner.loss(logits, target)
+        if not torch.isfinite(loss):
+            raise ConfigError(
+                f"the loss became {loss.item()} at step {learner.counters.step}; expected a finite "
+                "number. Lower optimizer.learning_rate and --resume from the last checkpoint."
+            )
+        learner.scaler.scale(loss).backward()
+        learner.scaler.unscale_(learner.optimizer)
+        nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        learner.average.update_parameters(learner.network)
+        return loss.item()
+
+    trainer = Engine(step)
+    trainer.register_events(*TrainingEvents)
+    return trainer
+
+
+def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
+    """After each step: count it, correct the budget, fire rounds, stop at the end."""
+    counters, budget = learner.counters, learner.budget
+    clock = {"last": time.monotonic()}
+
+    def start(engine: Engine) -> None:
+        clock["last"] = time.monotonic()
+
+    def count(engine: Engine) -> None:
+        before = budget.progress(counters.step)
+        counters.step += 1
+        now = time.monotonic()
+        counters.elapsed_s += now - clock["last"]
+        clock["last"] = now
+        after = budget.progress(counters.step)
+        budget.correct(counters.step, counters.elapsed_s)
+        is_done = counters.step >= budget.end
+        # A rounding error below a millionth of a round must not delay it by a step.
+        if is_done or math.floor(after * num_rounds + 1e-6) > math.floor(
+            before * num_rounds + 1e-6
+        ):
+            engine.fire_event(TrainingEvents.ROUND_COMPLETED)
+        if is_done:
+            engine.terminate()
+
+    trainer.add_event_handler(Events.STARTED, start)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
+
+
+def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
+    """Write ``checkpoint_last.pt`` every round, every few minutes, and when the engine stops."""
+    clock = {"saved": time.monotonic()}
+
+    def save(engine: Engine) -> None:
+        checkpoints.save_last()
+        clock["saved"] = time.monotonic()
+
+    def save_if_due(engine: Engine) -> None:
+        if time.monotonic() - clock["saved"] > CHECKPOINT_EVERY_S:
+            save(engine)
+
+    trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, save)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, save_if_due)
+    trainer.add_event_handler(Events.INTERRUPT, save)
+
+
+@contextmanager
+def stop_on_interrupt(trainer: Engine) -> Iterator[None]:
+    """Ctrl-C ends the training after the step in flight; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signal_number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.warning("stopping after this step; Ctrl-C again stops at once")
+        trainer.interrupt()
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

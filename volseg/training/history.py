@@ -1,0 +1,33 @@
+"""What a training did, one JSON line per round: ``history.jsonl``, the source of progress.png."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class History:
+    """Rows of ``history.jsonl``; on resume, rows after the checkpoint's step are dropped."""
+
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        self.path = path
+        self.rows = [row for row in _read(path) if row["step"] <= first_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row, on disk at once."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Complete lines; a line cut by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,85 @@
+"""Measure how fast this machine trains, for the planner."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from volseg.networks import build_network
+from volseg.planning.cost import compute_cost
+from volseg.planning.machine import Machine, describe_cpu, memory_gb
+from volseg.planning.plan import NetworkPlan
+
+_PROBE_PATCH = {2: (192, 192), 3: (40, 40, 40)}
+_PROBE_WIDTHS = (8, 32)
+
+
+def measure_machine(device: torch.device, spatial_dims: int) -> Machine:
+    """Time training steps of a narrow and a wide U-Net; a few seconds.
+
+    The narrow one is bound by memory, the wide one by arithmetic; together they give the two
+    rates of a `Machine`.
+    """
+    costs, seconds = [], []
+    for width in _PROBE_WIDTHS:
+        network = _probe_network(width, spatial_dims)
+        cost = compute_cost(network, _PROBE_PATCH[spatial_dims], 1, 2)
+        costs.append((cost.gflop, cost.feature_mvoxels))
+        seconds.append(_time_step(network, spatial_dims, device))
+    # A negative rate is noise of the timing; the other rate then explains both steps.
+    rates = np.linalg.lstsq(np.array(costs), np.array(seconds), rcond=None)[0]
+    if rates.min() <= 0:
+        guess = describe_cpu()
+        shape = np.array([guess.seconds_per_gflop, guess.seconds_per_mvoxel])
+        rates = shape * np.median(np.array(seconds) / (np.array(costs) @ shape))
+    return Machine(
+        device=str(device),
+        name=_device_name(device),
+        memory_gb=_device_memory_gb(device),
+        seconds_per_gflop=float(rates[0]),
+        seconds_per_mvoxel=float(rates[1]),
+        is_measured=True,
+    )
+
+
+def _probe_network(width: int, spatial_dims: int) -> NetworkPlan:
+    levels = 3
+    ones, twos, threes = ((n,) * spatial_dims for n in (1, 2, 3))
+    return NetworkPlan(
+        name="unet",
+        channels=tuple(width * 2**level for level in range(levels)),
+        strides=(ones, *[twos] * (levels - 1)),
+        kernel_sizes=(threes,) * levels,
+        deep_supervision=False,
+    )
+
+
+def _time_step(plan: NetworkPlan, spatial_dims: int, device: torch.device) -> float:
+    """Seconds of a forward and backward pass, the best of three after a warm-up."""
+    options = {"spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
+    network = build_network(plan.name, **options, **plan.options()).to(device)
+    image = torch.zeros((1, 1, *_PROBE_PATCH[spatial_dims]), device=device)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            loss = network(image).float().square().mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+def _device_memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    return memory_gb()

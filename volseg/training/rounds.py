@@ -1,0 +1,142 @@
+"""What happens every few steps: validation, a row of history, a picture, a line for people."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from volseg.config import TrainingConfig
+from volseg.data.cache import CachedCase
+from volseg.evaluation.pictures import draw_progress
+from volseg.planning import Plan
+from volseg.progress import Update
+from volseg.training.checkpoints import Checkpoints
+from volseg.training.engine import Learner, TrainingEvents
+from volseg.training.history import History
+from volseg.training.validation import validate
+
+logger = logging.getLogger(__name__)
+
+VALIDATIONS = 8
+VALIDATION_SHARE = 0.05
+"""Largest share of the training time that all validations together may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Validator:
+    """The cases that validate during training; none if the split has none."""
+
+    cases: Sequence[CachedCase]
+    plan: Plan
+    class_names: Sequence[str]
+    device: torch.device
+
+    def measure(self, network: nn.Module) -> dict[str, Any]:
+        """Mean Dice and Dice by class; None where no case has the class."""
+        if not self.cases:
+            return {}
+        dice = validate(network, self.cases, self.plan, self.device)
+        known = [value for value in dice if math.isfinite(value)]
+        by_class = {
+            name: value if math.isfinite(value) else None
+            for name, value in zip(self.class_names, dice, strict=True)
+        }
+        mean = sum(known) / len(known) if known else None
+        return {"val_dice": mean, "val_dice_by_class": by_class}
+
+
+def choose_validation(
+    cases: Sequence[CachedCase], plan: Plan, step_seconds: float, training: TrainingConfig
+) -> list[CachedCase]:
+    """As many cases as `VALIDATION_SHARE` of the time allows, at least two, evenly spread."""
+    if not cases:
+        return []
+    steps = (training.epochs or 0) * training.steps_per_epoch
+    total_s = training.minutes * 60 if training.minutes else steps * step_seconds
+    windows = sum(_count_windows(case.label.shape, plan.patch) for case in cases) / len(cases)
+    # Forward is about a third of a training step, which takes a whole batch.
+    case_s = windows * step_seconds / plan.batch_size / 3
+    number = int(VALIDATION_SHARE * total_s / VALIDATIONS / case_s)
+    number = min(len(cases), max(2, number))
+    return [cases[i * len(cases) // number] for i in range(number)]
+
+
+def _count_windows(shape: Sequence[int], window: Sequence[int]) -> int:
+    """Windows that overlap by half."""
+    return math.prod(max(1, math.ceil(2 * n / w) - 1) for n, w in zip(shape, window, strict=True))
+
+
+def attach_rounds(
+    trainer: Engine,
+    learner: Learner,
+    checkpoints: Checkpoints,
+    history: History,
+    validator: Validator,
+    num_rounds: int,
+) -> None:
+    """Each round: a row of history; every few rounds and at the end: validation.
+
+    The checkpoint with the best validation Dice so far is kept.
+    """
+    losses: list[float] = []
+    counters, budget = learner.counters, learner.budget
+    validate_every = math.ceil(num_rounds / VALIDATIONS)
+
+    def remember(engine: Engine) -> None:
+        losses.append(engine.state.output)
+
+    def finish_round(engine: Engine) -> None:
+        progress = budget.progress(counters.step)
+        row: dict[str, Any] = {
+            "step": counters.step,
+            "minutes": round(counters.elapsed_s / 60, 3),
+            "progress": round(progress, 4),
+            "loss": sum(losses) / len(losses),
+            "learning_rate": learner.optimizer.param_groups[0]["lr"],
+        }
+        losses.clear()
+        if progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0:
+            row |= validator.measure(checkpoints.averaged_network)
+        history.append(row)
+        draw_progress(history.path.with_name("progress.png"), history.rows)
+        _log_row(row, budget.end)
+        dice = row.get("val_dice")
+        if dice is not None and dice > counters.best_dice:
+            counters.best_dice = dice
+            checkpoints.save_best()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
+    trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, finish_round)
+
+
+def _log_row(row: dict[str, Any], total_steps: int) -> None:
+    dice = row.get("val_dice")
+    logger.info(
+        "step %d of %d, %.1f minutes: loss %.3f%s",
+        row["step"],
+        total_steps,
+        row["minutes"],
+        row["loss"],
+        "" if dice is None else f", validation Dice {dice:.3f}",
+    )
+
+
+def attach_bar(trainer: Engine, learner: Learner, history: History, update: Update) -> None:
+    """The progress bar: steps, time left, smoothed loss and the last validation's Dice."""
+    smoothed: list[float] = []
+
+    def show(engine: Engine) -> None:
+        last = smoothed.pop() if smoothed else engine.state.output
+        smoothed.append(last + 0.05 * (engine.state.output - last))
+        dice = [row["val_dice"] for row in history.rows if row.get("val_dice") is not None]
+        note = f"loss {smoothed[0]:.3f}" + (f" Dice {dice[-1]:.3f}" if dice else "")
+        update(learner.counters.step, learner.budget.end, note)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, show)

@@ -1,0 +1,116 @@
+"""A run folder and what is in it; what must not be overwritten is checked here.
+
+::
+
+    RUN/dataset.json  fingerprint.json  plan.yaml  splits.json  cache/
+    RUN/fold_K/config.yaml  checkpoint_last.pt  checkpoint_best.pt  history.jsonl  progress.png
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from volseg.atomic import write_text
+from volseg.config import Config, dump_yaml
+from volseg.data.cases import Case, Dataset
+from volseg.data.splits import Split, make_splits, read_splits, write_splits
+from volseg.errors import ConfigError
+from volseg.inference.model import DATASET_FILE, PLAN_FILE
+from volseg.training.checkpoints import LAST
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run; made by `open_run`."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The plan, made by volseg or edited by the user."""
+        return self.path / PLAN_FILE
+
+    @property
+    def fingerprint(self) -> Path:
+        """The dataset's measured facts."""
+        return self.path / "fingerprint.json"
+
+    @property
+    def splits(self) -> Path:
+        """Training and validation cases of every fold."""
+        return self.path / "splits.json"
+
+    @property
+    def cache(self) -> Path:
+        """Prepared cases."""
+        return self.path / "cache"
+
+    def fold(self, fold: int) -> Path:
+        """Folder of one fold's training."""
+        return self.path / f"fold_{fold}"
+
+
+def open_run(path: Path, dataset: Dataset) -> RunFolder:
+    """Use `path` for `dataset`: a new or empty folder, or one that holds a run on this dataset.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    run = RunFolder(path)
+    described = path / DATASET_FILE
+    if described.exists():
+        other = Dataset.read_json(described)
+        if other != dataset:
+            raise ConfigError(
+                f"{path} holds a run on {other.root} ({len(other.cases)} cases), not on "
+                f"{dataset.root} ({len(dataset.cases)} cases) as it is now. Choose another folder."
+            )
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"{path} is not empty and holds no run; expected a new or empty folder. "
+            "Choose another one."
+        )
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        dataset.write_json(described)
+    return run
+
+
+def open_splits(run: RunFolder, dataset: Dataset, config: Config) -> list[Split]:
+    """The run's splits: ``splits.json`` if it is there (own splits are welcome), else made now."""
+    if run.splits.exists():
+        return read_splits(run.splits, dataset.cases)
+    splits = make_splits(dataset.cases, config.training.num_folds, config.training.seed)
+    write_splits(run.splits, splits)
+    return splits
+
+
+def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config:
+    """Make the folder of a fold and keep its configuration, or take up the one that is there.
+
+    Returns:
+        The configuration to train with: on resume, the one that the training began with.
+
+    Raises:
+        ConfigError: there is a training already, or none to resume.
+    """
+    folder = run.fold(fold)
+    has_training = (folder / LAST).exists()
+    if has_training and not resume:
+        raise ConfigError(
+            f"{folder} already holds a training; nothing was changed. Continue it with --resume, "
+            "or choose another folder."
+        )
+    if resume and not has_training:
+        raise ConfigError(f"{folder} holds no checkpoint to resume. Leave --resume out.")
+    if resume:
+        return Config.read_yaml(folder / "config.yaml")
+    write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+    return config
+
+
+def select_cases(dataset: Dataset, case_ids: tuple[str, ...]) -> list[Case]:
+    """Cases of `dataset` by id, in the order of the dataset."""
+    wanted = set(case_ids)
+    return [case for case in dataset.cases if case.case_id in wanted]

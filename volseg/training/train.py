@@ -1,0 +1,281 @@
+"""`train`: the whole way from a dataset folder to a run folder that predicts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from volseg.config import Config
+from volseg.data.augmentation import Augmentation
+from volseg.data.cache import CachedCase, build_cache
+from volseg.data.cases import Dataset
+from volseg.data.layouts import find_dataset
+from volseg.data.patches import PatchDataset, make_loader
+from volseg.data.splits import Split
+from volseg.errors import ConfigError
+from volseg.evaluation.pictures import draw_progress
+from volseg.inference.model import build_planned_network, choose_device
+from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.planning import Machine, Plan, compute_fingerprint, make_plan
+from volseg.planning.cost import compute_cost
+from volseg.progress import show_progress
+from volseg.training.budget import Budget
+from volseg.training.checkpoints import Checkpoints
+from volseg.training.engine import (
+    Learner,
+    attach_checkpoints,
+    attach_counting,
+    create_trainer,
+    make_learner,
+    stop_on_interrupt,
+)
+from volseg.training.history import History
+from volseg.training.machine import measure_machine
+from volseg.training.rounds import Validator, attach_bar, attach_rounds, choose_validation
+from volseg.training.run_folder import RunFolder, open_fold, open_run, open_splits, select_cases
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MINUTES = 60.0
+ROUNDS_BY_TIME = 25
+"""Rows of history of a training whose length is given in minutes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all folds of a run share."""
+
+    run: RunFolder
+    dataset: Dataset
+    plan: Plan
+    splits: Sequence[Split]
+    config: Config
+    step_seconds: float
+    device: torch.device
+
+
+def train(
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    config: Config | None = None,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    fold: int | str = 0,
+    resume: bool = False,
+    device: str = "auto",
+) -> Path:
+    """Train on a dataset folder; returns the run folder, ready for `volseg.Predictor.load`.
+
+    Args:
+        dataset: a folder or datalist in any layout that `volseg check` accepts.
+        output: the run folder, new or holding a run on the same dataset. A ``plan.yaml`` in it
+            is used as it stands.
+        config: everything else; see `volseg.config.Config`.
+        minutes: length by wall-clock time, validations included.
+        epochs: length by number of epochs instead.
+        fold: which part of the cases validates, or ``"all"`` for every fold in turn.
+        resume: go on with a training that was stopped, with the configuration it began with.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: contradicting options, or a folder that holds another run.
+        DataError: the dataset cannot be used.
+        MachineError: no such device, or the disk is full.
+    """
+    config = fix_length(config or Config(), minutes, epochs)
+    setting = prepare_training(Path(dataset), Path(output), config, choose_device(device))
+    for number in choose_folds(fold, len(setting.splits)):
+        train_fold(setting, number, resume)
+    return setting.run.path
+
+
+def fix_length(config: Config, minutes: float | None, epochs: int | None) -> Config:
+    """Put the length of the training into the configuration; one hour if nobody says.
+
+    Raises:
+        ConfigError: both minutes and epochs.
+    """
+    training = config.training
+    minutes, epochs = (
+        (minutes, epochs) if minutes or epochs else (training.minutes, training.epochs)
+    )
+    if minutes and epochs:
+        raise ConfigError("both minutes and epochs are set; expected one of them.")
+    if not minutes and not epochs:
+        minutes = DEFAULT_MINUTES
+    data = config.model_dump()
+    data["training"] |= {"minutes": minutes, "epochs": epochs}
+    return Config.parse(data, "training length")
+
+
+def choose_folds(fold: int | str, num_folds: int) -> list[int]:
+    """The folds to train: one number, or ``all``.
+
+    Raises:
+        ConfigError: no such fold.
+    """
+    if fold == "all":
+        return list(range(num_folds))
+    if not str(fold).isdigit() or int(fold) >= num_folds:
+        raise ConfigError(f"fold {fold}; expected 0 to {num_folds - 1}, or all.")
+    return [int(fold)]
+
+
+def prepare_training(path: Path, output: Path, config: Config, device: torch.device) -> Setting:
+    """Find the cases, open the run, plan or take up the plan, split."""
+    dataset = find_dataset(path)
+    run = open_run(output, dataset)
+    splits = open_splits(run, dataset, config)
+    if run.plan.exists():
+        plan = _read_plan(run, dataset, config)
+        machine = measure_machine(device, plan.spatial_dims)
+    else:
+        plan, machine = _make_plan(run, dataset, config, device)
+    num_classes = dataset.classes.num_classes
+    cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_classes)
+    step_seconds = cost.step_seconds(machine, plan.batch_size)
+    return Setting(run, dataset, plan, splits, config, step_seconds, device)
+
+
+def _read_plan(run: RunFolder, dataset: Dataset, config: Config) -> Plan:
+    plan = Plan.read_yaml(run.plan)
+    if plan.channel_names != dataset.channels:
+        raise ConfigError(
+            f"{run.plan}: channels {plan.channel_names}; expected {dataset.channels}, those of "
+            f"{dataset.root}."
+        )
+    if config.plan.model_dump(exclude_none=True):
+        raise ConfigError(
+            f"{run.plan} exists and the configuration sets plan values too. Edit that file, or "
+            "remove it to plan again."
+        )
+    logger.info("plan: using %s", run.plan)
+    return plan
+
+
+def _make_plan(
+    run: RunFolder, dataset: Dataset, config: Config, device: torch.device
+) -> tuple[Plan, Machine]:
+    with show_progress("Reading cases") as update:
+        fingerprint = compute_fingerprint(dataset, update)
+    fingerprint.write_json(run.fingerprint)
+    machine = measure_machine(device, fingerprint.spatial_dims)
+    planned = make_plan(fingerprint, machine, config, dataset.classes.num_classes)
+    planned.plan.write_yaml(run.plan, planned.reasons)
+    plan = planned.plan
+    logger.info(
+        "plan: spacing %s mm, patch %s, batch %d, channels %s -> %s",
+        *(" x ".join(f"{v:g}" for v in values) for values in (plan.spacing_mm, plan.patch)),
+        plan.batch_size,
+        " ".join(map(str, plan.network.channels)),
+        run.plan,
+    )
+    return plan, machine
+
+
+def train_fold(setting: Setting, fold: int, resume: bool) -> None:
+    """Train one fold from its split to its last checkpoint."""
+    run, plan = setting.run, setting.plan
+    config = open_fold(run, fold, setting.config, resume)
+    split = setting.splits[fold]
+    train_cases, validation_cases = _open_cases(setting, split)
+    learner = _make_learner(setting, config, fold)
+    checkpoints = Checkpoints(
+        run.fold(fold), learner.average, _resumable_parts(learner), learner.counters
+    )
+    if resume:
+        checkpoints.restore(setting.device)
+        logger.info("resuming fold %d at step %d", fold, learner.counters.step)
+    history = History(run.fold(fold) / "history.jsonl", learner.counters.step)
+    trainer = create_trainer(learner)
+    num_rounds = config.training.epochs or ROUNDS_BY_TIME
+    validator = Validator(
+        choose_validation(validation_cases, plan, setting.step_seconds, config.training),
+        plan,
+        setting.dataset.classes.names[1:],
+        setting.device,
+    )
+    attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds)
+    attach_counting(trainer, learner, num_rounds)
+    attach_checkpoints(trainer, checkpoints)
+    patches = PatchDataset(
+        train_cases,
+        plan.patch,
+        batch_size=plan.batch_size,
+        foreground=config.training.foreground,
+        augment=Augmentation(config.augmentation, plan.spacing_mm),
+        seed=config.training.seed,
+    )
+    loader = make_loader(
+        patches,
+        learner.counters.step,
+        _num_workers(config, setting.device),
+        pin_memory=setting.device.type == "cuda",
+    )
+    if learner.counters.step >= learner.budget.end:
+        logger.info("fold %d is complete; nothing to do", fold)
+        return
+    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(trainer):
+        attach_bar(trainer, learner, history, update)
+        # The budget ends the training; ignite only needs a length that is never reached.
+        trainer.run(loader, max_epochs=1, epoch_length=2**62)
+    draw_progress(run.fold(fold) / "progress.png", history.rows)
+    logger.info(
+        "fold %d: %d steps in %.1f minutes -> %s",
+        fold,
+        learner.counters.step,
+        learner.counters.elapsed_s / 60,
+        run.fold(fold),
+    )
+
+
+def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
+    dataset, plan, cache = setting.dataset, setting.plan, setting.run.cache
+    wanted = select_cases(dataset, (*split.train, *split.validation))
+    with show_progress("Preparing cases") as update:
+        cached = {c.case_id: c for c in build_cache(dataset, wanted, plan, cache, update)}
+    logger.info(
+        "cases: %d to train, %d to validate -> %s",
+        len(split.train),
+        len(split.validation),
+        cache,
+    )
+    return [cached[i] for i in split.train], [cached[i] for i in split.validation]
+
+
+def _make_learner(setting: Setting, config: Config, fold: int) -> Learner:
+    """Network with weights that depend on seed and fold only, its loss and its budget."""
+    training = config.training
+    torch.manual_seed(training.seed * 100 + fold)
+    network = build_planned_network(setting.plan, setting.dataset.classes.num_classes)
+    loss = MultiLevelLoss(
+        DiceCrossEntropy(config.loss.dice_weight, config.loss.cross_entropy_weight)
+    )
+    if training.epochs:
+        budget = Budget(training.epochs * training.steps_per_epoch)
+    else:
+        minutes = training.minutes or DEFAULT_MINUTES
+        budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
+    return make_learner(network, loss, setting.device, budget, config.optimizer, training.seed)
+
+
+def _resumable_parts(learner: Learner) -> dict[str, object]:
+    return {
+        "network": learner.network,
+        "optimizer": learner.optimizer,
+        "scaler": learner.scaler,
+        "budget": learner.budget,
+    }
+
+
+def _num_workers(config: Config, device: torch.device) -> int:
+    """Loader processes pay off beside a GPU; beside a CPU they take the network's cores."""
+    if config.training.workers is not None:
+        return config.training.workers
+    return 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
