@@ -212,6 +212,27 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     return Config.parse(data, "--set" if overrides else "config")
 
 
+DEFAULT_MINUTES = 60.0
+"""Length of a training if nobody says."""
+
+
+def with_length(config: Config, minutes: float | None, epochs: int | None) -> Config:
+    """Put the length of the training into `config`: what is given here wins, one hour if nothing.
+
+    Raises:
+        ConfigError: both minutes and epochs.
+    """
+    if not minutes and not epochs:
+        minutes, epochs = config.training.minutes, config.training.epochs
+    if minutes and epochs:
+        raise ConfigError("both minutes and epochs are set; expected one of them. Drop one.")
+    if not minutes and not epochs:
+        minutes = DEFAULT_MINUTES
+    data = config.model_dump()
+    data["training"] |= {"minutes": minutes, "epochs": epochs}
+    return Config.parse(data, "training length")
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():

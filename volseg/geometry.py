@@ -7,6 +7,7 @@ Nothing here touches voxels but `to_canonical` and `from_canonical`, which only 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +24,35 @@ _AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 @dataclass(frozen=True, eq=False)
+class NiftiSpace:
+    """The fields of a NIfTI header that place its voxels in space, as they were read.
+
+    Many affines have no exact form in a header (a quaternion, float32 rows), so a file on the same
+    grid is written with these fields and not with numbers computed from the affine.
+
+    Attributes:
+        version: 1 or 2.
+        fields: value of each header field by its name in the NIfTI standard.
+    """
+
+    version: int
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """The grid of an image: always valid once constructed.
 
     Attributes:
         shape: voxels per array axis, 2 or 3 entries.
         affine: (4, 4) float64, array index to RAS+ mm. In 2D the third column is the normal.
+        nifti: the header fields that `affine` was read from; only the NIfTI writer looks at them,
+            and every other grid made from this one is without.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
+    nifti: NiftiSpace | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(int(size) for size in self.shape)
@@ -41,9 +61,10 @@ class Geometry:
             raise DataError(f"image shape {shape}; expected 2 or 3 axes of at least one voxel.")
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise DataError("affine is not a finite 4x4 matrix; the header is damaged.")
+        if not np.array_equal(affine[3], [0, 0, 0, 1]):
+            raise DataError(f"affine ends in the row {affine[3].tolist()}; expected 0 0 0 1.")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        scale = float(np.prod(spacing))
-        if scale == 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * scale:
+        if min(spacing) == 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
             raise DataError(
                 "affine is singular: its axes do not span the volume; the header is damaged."
             )
@@ -71,16 +92,17 @@ class Geometry:
         )
 
     def _closest_axes(self) -> list[tuple[int, int]]:
-        """World axis and sign for each array axis, the strongest direction cosine first."""
+        """World axis and sign for each array axis, as nibabel assigns them."""
         cosines = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
-        strength = np.abs(cosines)
-        axes: dict[int, tuple[int, int]] = {}
-        for _ in range(3):
-            world, axis = np.unravel_index(int(np.argmax(strength)), (3, 3))
-            axes[int(axis)] = (int(world), 1 if cosines[world, axis] > 0 else -1)
-            strength[world, :] = -1
-            strength[:, axis] = -1
-        return [axes[axis] for axis in range(3)]
+        # The nearest rotation: with shear, the axis that a column leans to is not always its own.
+        left, _, right = np.linalg.svd(cosines)
+        rotation = left @ right
+        axes = [(0, 1)] * 3
+        for axis in np.argsort(-np.abs(rotation).max(axis=0), kind="stable"):
+            world = int(np.argmax(np.abs(rotation[:, axis])))
+            axes[axis] = (world, 1 if rotation[world, axis] > 0 else -1)
+            rotation[world] = 0
+        return axes
 
     def is_same_grid(self, other: Geometry, tolerance_mm: float = SAME_GRID_TOLERANCE_MM) -> bool:
         """Whether both have the same shape and no voxel is further apart than `tolerance_mm`."""
@@ -131,7 +153,7 @@ class Geometry:
         array = array.transpose(*range(lead), *(lead + axis for axis in order))
         affine = self.affine[:, [*order, 3]].copy()
         shape = tuple(self.shape[axis] for axis in order)
-        flips = [lead + a for a in range(3) if axes[order[a]][1] < 0]
+        flips = tuple(lead + a for a in range(3) if axes[order[a]][1] < 0)
         for flip in flips:
             axis = flip - lead
             affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
@@ -144,5 +166,5 @@ class Geometry:
             return array
         axes = self._closest_axes()
         lead = array.ndim - 3
-        array = np.flip(array, [lead + world for world, sign in axes if sign < 0])
+        array = np.flip(array, tuple(lead + world for world, sign in axes if sign < 0))
         return array.transpose(*range(lead), *(lead + world for world, _ in axes))

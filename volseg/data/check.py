@@ -111,7 +111,7 @@ def _check_image(checked: _Checked, path: Path) -> None:
     try:
         image = read_image(path)
     except DataError as error:
-        checked.add("error", path, str(error), "Restore the file or remove the case.")
+        checked.add("error", path, _reason(error, path), "Restore the file or remove the case.")
         return
     checked.num_channels += len(image.array)
     for channel, values in enumerate(image.array):
@@ -138,7 +138,7 @@ def _check_label(checked: _Checked, path: Path, dataset: Dataset) -> None:
     try:
         label = read_labels(path)
     except DataError as error:
-        checked.add("error", path, str(error), "Restore the file or remove the case.")
+        checked.add("error", path, _reason(error, path), "Restore the file or remove the case.")
         return
     geometry = checked.geometry
     if geometry and (mismatch := _describe_mismatch(label.geometry, geometry)):
@@ -171,6 +171,11 @@ def _check_values(checked: _Checked, path: Path, array: NDArray[Any], dataset: D
             f"the label is {classes.names[0]} everywhere",
             "Look at the file; keep it only if nothing is to be found in this case.",
         )
+
+
+def _reason(error: DataError, path: Path) -> str:
+    """The message without the file's name, which the finding carries itself."""
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
 
 
 def _describe_mismatch(geometry: Geometry, reference: Geometry) -> str:

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from volseg.data.cache import CachedCase
 from volseg.errors import ConfigError
 
-
 Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Changes a patch (C, *P) and its label (*P), depending only on the seed."""
 

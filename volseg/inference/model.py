@@ -19,9 +19,8 @@ from volseg.errors import ConfigError, DataError, MachineError
 from volseg.networks import build_network
 from volseg.networks.weights import load_weights
 from volseg.planning.plan import Plan
+from volseg.run_folder import DATASET_FILE, PLAN_FILE
 
-PLAN_FILE = "plan.yaml"
-DATASET_FILE = "dataset.json"
 BUNDLE_FILE = Path("configs", "volseg.json")
 BUNDLE_WEIGHTS = Path("models", "model.pt")
 

@@ -6,7 +6,8 @@ Numpy only, so that ``volseg plan`` answers at once.
 from volseg.planning.fingerprint import Fingerprint, compute_fingerprint
 from volseg.planning.machine import Machine, describe_cpu
 from volseg.planning.plan import NetworkPlan, Normalisation, Plan
-from volseg.planning.planner import make_plan
+from volseg.planning.planner import PlannedTraining, make_plan
+from volseg.planning.writing import plan_run, write_plan
 
 __all__ = [
     "Fingerprint",
@@ -14,7 +15,10 @@ __all__ = [
     "NetworkPlan",
     "Normalisation",
     "Plan",
+    "PlannedTraining",
     "compute_fingerprint",
     "describe_cpu",
     "make_plan",
+    "plan_run",
+    "write_plan",
 ]

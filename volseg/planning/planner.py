@@ -40,11 +40,11 @@ TRAINING_SHARE = 0.9
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A plan with what it was chosen for: lines for people, and the predicted speed."""
+    """A plan with lines for people that say why, and the machine it was chosen for."""
 
     plan: Plan
     reasons: tuple[str, ...]
-    step_seconds: float
+    machine: Machine
 
 
 def make_plan(
@@ -86,7 +86,7 @@ def make_plan(
         "plan",
     )
     reasons = _explain(plan, search.median_shape, fingerprint, machine, config, step_seconds)
-    return PlannedTraining(plan, reasons, step_seconds)
+    return PlannedTraining(plan, reasons, machine)
 
 
 def choose_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
@@ -205,14 +205,14 @@ class _Search:
     def _patches(self) -> list[tuple[int, ...]]:
         """From the median volume (or what memory usually holds) down, aspect in mm kept cubic."""
         patch = np.array(self._start_patch(), dtype=float)
-        patches = [tuple(int(round(n)) for n in patch)]
+        patches = [tuple(round(float(n)) for n in patch)]
         while np.prod(patch) > SMALL_PATCH_VOXELS[self.dims]:
             ratio = patch / np.array(self.median_shape)
             extent = patch * np.array(self.spacing_mm)
             # Shrink where the patch covers most of the volume, between equals the longest axis.
             axis = int(np.argmax(ratio * extent))
             patch[axis] *= 0.85
-            patches.append(tuple(int(round(n)) for n in patch))
+            patches.append(tuple(round(float(n)) for n in patch))
         return patches
 
     def _start_patch(self) -> tuple[int, ...]:
@@ -232,7 +232,7 @@ class _Search:
                 break
             patch[short] = median[short]
             free &= ~short
-        return tuple(int(round(n)) for n in patch)
+        return tuple(round(float(n)) for n in patch)
 
     def _network(self, width: int, patch: tuple[int, ...]) -> NetworkPlan:
         strides, kernels = plan_levels(patch, self.spacing_mm, self.config.plan.num_levels)

@@ -16,9 +16,7 @@ from torch import nn
 
 from volseg.errors import ConfigError
 from volseg.networks.weights import load_weights, save_weights
-
-LAST = "checkpoint_last.pt"
-BEST = "checkpoint_best.pt"
+from volseg.run_folder import BEST, LAST
 
 
 @dataclass

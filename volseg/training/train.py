@@ -6,11 +6,12 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from volseg.config import Config
+from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Dataset
@@ -21,9 +22,10 @@ from volseg.errors import ConfigError
 from volseg.evaluation.pictures import draw_progress
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
-from volseg.planning import Machine, Plan, compute_fingerprint, make_plan
+from volseg.planning import Plan, write_plan
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
+from volseg.run_folder import RunFolder, open_fold, open_run, open_splits, select_cases
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import (
@@ -37,11 +39,9 @@ from volseg.training.engine import (
 from volseg.training.history import History
 from volseg.training.machine import measure_machine
 from volseg.training.rounds import Validator, attach_bar, attach_rounds, choose_validation
-from volseg.training.run_folder import RunFolder, open_fold, open_run, open_splits, select_cases
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MINUTES = 60.0
 ROUNDS_BY_TIME = 25
 """Rows of history of a training whose length is given in minutes."""
 
@@ -88,30 +88,11 @@ def train(
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
-    config = fix_length(config or Config(), minutes, epochs)
+    config = with_length(config or Config(), minutes, epochs)
     setting = prepare_training(Path(dataset), Path(output), config, choose_device(device))
     for number in choose_folds(fold, len(setting.splits)):
         train_fold(setting, number, resume)
     return setting.run.path
-
-
-def fix_length(config: Config, minutes: float | None, epochs: int | None) -> Config:
-    """Put the length of the training into the configuration; one hour if nobody says.
-
-    Raises:
-        ConfigError: both minutes and epochs.
-    """
-    training = config.training
-    minutes, epochs = (
-        (minutes, epochs) if minutes or epochs else (training.minutes, training.epochs)
-    )
-    if minutes and epochs:
-        raise ConfigError("both minutes and epochs are set; expected one of them.")
-    if not minutes and not epochs:
-        minutes = DEFAULT_MINUTES
-    data = config.model_dump()
-    data["training"] |= {"minutes": minutes, "epochs": epochs}
-    return Config.parse(data, "training length")
 
 
 def choose_folds(fold: int | str, num_folds: int) -> list[int]:
@@ -136,7 +117,8 @@ def prepare_training(path: Path, output: Path, config: Config, device: torch.dev
         plan = _read_plan(run, dataset, config)
         machine = measure_machine(device, plan.spatial_dims)
     else:
-        plan, machine = _make_plan(run, dataset, config, device)
+        planned = write_plan(run, dataset, config, partial(measure_machine, device))
+        plan, machine = planned.plan, planned.machine
     num_classes = dataset.classes.num_classes
     cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_classes)
     step_seconds = cost.step_seconds(machine, plan.batch_size)
@@ -157,26 +139,6 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config) -> Plan:
         )
     logger.info("plan: using %s", run.plan)
     return plan
-
-
-def _make_plan(
-    run: RunFolder, dataset: Dataset, config: Config, device: torch.device
-) -> tuple[Plan, Machine]:
-    with show_progress("Reading cases") as update:
-        fingerprint = compute_fingerprint(dataset, update)
-    fingerprint.write_json(run.fingerprint)
-    machine = measure_machine(device, fingerprint.spatial_dims)
-    planned = make_plan(fingerprint, machine, config, dataset.classes.num_classes)
-    planned.plan.write_yaml(run.plan, planned.reasons)
-    plan = planned.plan
-    logger.info(
-        "plan: spacing %s mm, patch %s, batch %d, channels %s -> %s",
-        *(" x ".join(f"{v:g}" for v in values) for values in (plan.spacing_mm, plan.patch)),
-        plan.batch_size,
-        " ".join(map(str, plan.network.channels)),
-        run.plan,
-    )
-    return plan, machine
 
 
 def train_fold(setting: Setting, fold: int, resume: bool) -> None:

@@ -16,8 +16,11 @@ from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
 from volseg.data.splits import Split, make_splits, read_splits, write_splits
 from volseg.errors import ConfigError
-from volseg.inference.model import DATASET_FILE, PLAN_FILE
-from volseg.training.checkpoints import LAST
+
+PLAN_FILE = "plan.yaml"
+DATASET_FILE = "dataset.json"
+LAST = "checkpoint_last.pt"
+BEST = "checkpoint_best.pt"
 
 
 @dataclass(frozen=True)

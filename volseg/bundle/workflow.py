@@ -1,0 +1,184 @@
+"""The MONAI configuration that does what `volseg.inference` does: ``configs/inference.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from volseg.errors import ConfigError
+from volseg.inference.model import BUNDLE_WEIGHTS, ModelFacts
+from volseg.inference.windows import OVERLAP, SIGMA_SCALE
+from volseg.planning.plan import Plan
+
+
+def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
+    """A MONAI inference workflow: image file in, label file on its grid out.
+
+    Raises:
+        ConfigError: the plan mixes CT with other channels, or is for pictures (2D).
+    """
+    plan, classes = facts.plan, facts.classes
+    return {
+        "imports": ["$import glob", "$import os", "$import numpy", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "image": None,
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "datalist": (
+            "$[{'image': @image}] if @image else "
+            "[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*.nii*')))]"
+        ),
+        "network_def": _network(facts),
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(plan)},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@dataset",
+            "batch_size": 1,
+            "num_workers": 0,
+        },
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(plan.patch),
+            "sw_batch_size": 1,
+            "overlap": OVERLAP,
+            "mode": "gaussian",
+            "sigma_scale": SIGMA_SCALE,
+            "device": "$torch.device('cpu')",
+        },
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": _postprocessing(classes.values, str(classes.dtype)),
+        },
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": f"$@bundle_root + '/{BUNDLE_WEIGHTS.as_posix()}'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+            # MONAI's engines autocast to CUDA whatever the device.
+            "amp": "$torch.cuda.is_available()",
+        },
+        "initialize": ["$torch.set_grad_enabled(False)"],
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def _network(facts: ModelFacts) -> dict[str, Any]:
+    plan = facts.plan
+    options = plan.network.model_dump(mode="json")
+    return {
+        "_target_": "volseg.networks.build_network",
+        "name": options.pop("name"),
+        "spatial_dims": plan.spatial_dims,
+        "in_channels": len(plan.normalisation),
+        "out_channels": facts.classes.num_classes,
+        **options,
+    }
+
+
+def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
+    if plan.spatial_dims != 3:
+        raise ConfigError("the plan is for 2D images; bundles are exported for volumes only.")
+    return [
+        {"_target_": "LoadImaged", "keys": "image", "image_only": True},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        {
+            "_target_": "CropForegroundd",
+            "keys": "image",
+            "source_key": "image",
+            "select_fn": "$lambda x: x != 0",
+            "allow_smaller": True,
+        },
+        {
+            "_target_": "Spacingd",
+            "keys": "image",
+            "pixdim": list(plan.spacing_mm),
+            "mode": "bilinear",
+            "padding_mode": "border",
+            # Voxel edges stay, not voxel centres: the convention of volseg's resampling.
+            "scale_extent": True,
+        },
+        *_normalisation(plan),
+    ]
+
+
+def _normalisation(plan: Plan) -> list[dict[str, Any]]:
+    channels = plan.normalisation
+    if all(channel.scheme == "zscore" for channel in channels):
+        return [
+            {
+                "_target_": "NormalizeIntensityd",
+                "keys": "image",
+                "channel_wise": True,
+                "nonzero": any(channel.nonzero_only for channel in channels),
+            }
+        ]
+    if any(channel.scheme == "zscore" for channel in channels):
+        raise ConfigError(
+            "the plan normalises some channels as CT and others by z-score, which MONAI's "
+            "transforms cannot say; such a run cannot be exported. Predict with volseg."
+        )
+    low, high = (
+        f"torch.tensor({[getattr(channel, name) for channel in channels]}).view(-1, 1, 1, 1)"
+        for name in ("clip_low", "clip_high")
+    )
+    return [
+        {
+            "_target_": "Lambdad",
+            "keys": "image",
+            "func": f"$lambda x: torch.clamp(x, {low}, {high})",
+            "track_meta": True,
+        },
+        {
+            "_target_": "NormalizeIntensityd",
+            "keys": "image",
+            "channel_wise": True,
+            "subtrahend": [channel.mean for channel in channels],
+            "divisor": [channel.std for channel in channels],
+        },
+    ]
+
+
+def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]:
+    decode = {
+        "_target_": "MapLabelValued",
+        "keys": "pred",
+        "orig_labels": list(range(len(values))),
+        "target_labels": list(values),
+        "dtype": f"$numpy.{dtype}",
+    }
+    return [
+        {
+            "_target_": "Invertd",
+            "keys": "pred",
+            "transform": "@preprocessing",
+            "orig_keys": "image",
+            "nearest_interp": False,
+            "to_tensor": True,
+        },
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        *([decode] if list(values) != list(range(len(values))) else []),
+        {
+            "_target_": "SaveImaged",
+            "keys": "pred",
+            "output_dir": "@output_dir",
+            "output_postfix": "",
+            "output_dtype": f"$numpy.{dtype}",
+            "separate_folder": False,
+            "resample": False,
+        },
+    ]

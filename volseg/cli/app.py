@@ -1,0 +1,256 @@
+"""The commands. Each imports what it needs inside, so that help and completion are instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from volseg._version import __version__
+from volseg.errors import DataError
+
+app = typer.Typer(
+    name="volseg",
+    help="Train and run volumetric medical image segmentation on your own CT and MR files.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    epilog="Every command takes --debug, which shows the traceback of an error.",
+)
+
+DatasetPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        help="Folder (MSD, nnU-Net raw, BraTS, images/ with labels/) or CSV/JSON datalist.",
+    ),
+]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or bundle.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, as in plan.width=16. Repeatable."),
+]
+Minutes = Annotated[float | None, typer.Option(help="Training time, validations included.")]
+CheckpointName = Annotated[
+    Literal["last", "best"], typer.Option("--checkpoint", help="Best by validation, or last.")
+]
+
+
+def _version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"volseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def volseg(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    """Train and run volumetric medical image segmentation on your own CT and MR files."""
+
+
+@app.command()
+def check(dataset: DatasetPath, as_json: AsJson = False) -> None:
+    """List what is wrong with a dataset, file by file, with the cure. Exit code 0 or 3."""
+    from volseg.data.check import check_dataset
+    from volseg.data.layouts import find_dataset
+    from volseg.progress import show_progress
+
+    found = find_dataset(dataset)
+    with show_progress("Reading cases") as update:
+        findings = check_dataset(found, update)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        _print_json({"errors": errors, "findings": [f.model_dump(mode="json") for f in findings]})
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.severity}: {finding.file}: {finding.problem} {finding.cure}")
+        classes = found.classes
+        named = ", ".join(f"{n}={v}" for n, v in zip(classes.names, classes.values, strict=True))
+        typer.echo(
+            f"{found.name}: {found.layout} layout, {len(found.cases)} labelled and "
+            f"{len(found.unlabelled)} unlabelled cases; channels {', '.join(found.channels)}; "
+            f"labels {named}. {errors} errors, {len(findings) - errors} warnings."
+        )
+    _end(bool(errors))
+
+
+@app.command()
+def plan(
+    dataset: DatasetPath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    minutes: Minutes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write fingerprint.json and plan.yaml into a run folder, for this machine and this time."""
+    from volseg.config import load_config, with_length
+    from volseg.planning import plan_run
+
+    settings = with_length(load_config(config, overrides or ()), minutes, None)
+    planned = plan_run(dataset, output, settings)
+    if as_json:
+        _print_json(planned.plan.model_dump(mode="json"))
+        return
+    for line in planned.reasons:
+        typer.echo(line)
+    typer.echo(f"{output / 'plan.yaml'} is yours to edit before `volseg train`.")
+
+
+@app.command()
+def train(
+    dataset: DatasetPath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    minutes: Minutes = None,
+    epochs: Annotated[int | None, typer.Option(help="Length in epochs instead.")] = None,
+    fold: Annotated[str, typer.Option(help="Validation fold, or all for each in turn.")] = "0",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train on a dataset; the run folder can predict at any time, also after Ctrl-C."""
+    from volseg.config import load_config
+
+    settings = load_config(config, overrides or ())
+    from volseg.training import train as train_run
+
+    run = train_run(
+        dataset,
+        output,
+        config=settings,
+        minutes=minutes,
+        epochs=epochs,
+        fold=fold,
+        resume=resume,
+        device=device,
+    )
+    if as_json:
+        _print_json({"run": str(run)})
+    else:
+        typer.echo(f"trained: {run}. Predict with `volseg predict {run} -i IMAGES -o RESULTS`.")
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for label maps.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Option("-i", "--input", help="Image or folder. Repeatable.")
+    ] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGES]...")] = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="The run's validation cases, each by its fold.")
+    ] = False,
+    fold: Annotated[int | None, typer.Option(help="Use one fold of the run.")] = None,
+    checkpoint: CheckpointName = "last",
+    suffix: Annotated[str, typer.Option(help=".nii.gz, .nii, .nrrd or .mha.")] = ".nii.gz",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them too.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Segment files or folders; every label map lies on its source's grid. Exit code 0 or 3."""
+    from volseg.cli.predicting import PredictOptions, predict_inputs, predict_validation
+
+    options = PredictOptions(
+        output=output,
+        folds=None if fold is None else (fold,),
+        checkpoint=checkpoint,
+        suffix=suffix,
+        probabilities=probabilities,
+        overwrite=overwrite,
+        device=device,
+    )
+    images = [*(inputs or ()), *(more or ())]
+    if validation:
+        result = predict_validation(model, images, options)
+    else:
+        result = predict_inputs(model, images, options)
+    if as_json:
+        written = {case_id: str(path) for case_id, path in result.written.items()}
+        _print_json({"written": written, "failed": result.failed})
+    else:
+        typer.echo(f"{len(result.written)} written to {output}, {len(result.failed)} failed.")
+    _end(bool(result.failed))
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference label maps, dataset, or run folder.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the scores.")],
+    as_json: AsJson = False,
+) -> None:
+    """Score predictions: metrics.csv, summary.json and, for a dataset, a montage of cases."""
+    from volseg.cli.scoring import format_summary, score
+
+    evaluation = score(predictions, references, output)
+    if as_json:
+        _print_json(evaluation.summary.model_dump(mode="json"))
+    else:
+        typer.echo(format_summary(evaluation))
+        typer.echo(f"scores and pictures: {output}")
+    _end(bool(evaluation.summary.failed))
+
+
+@app.command()
+def export(
+    run: ModelPath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="New folder.")],
+    fold: Annotated[int | None, typer.Option(help="Fold to export.")] = None,
+    checkpoint: CheckpointName = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Write a MONAI bundle that `python -m monai.bundle run` executes."""
+    from volseg.bundle import export_bundle
+
+    bundle = export_bundle(run, output, fold=fold, checkpoint=checkpoint)
+    if as_json:
+        _print_json({"bundle": str(bundle)})
+    else:
+        typer.echo(f"bundle: {bundle}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="New folder.")] = Path("demo"),
+    dataset: Annotated[
+        Path | None, typer.Option(help="Your own dataset instead of simulated heads.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Training time.")] = 3.5,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a small dataset, train, predict held-out subjects, score them, draw pictures."""
+    from volseg.demo.run import run_demo
+
+    result = run_demo(output, dataset=dataset, minutes=minutes, device=device)
+    if as_json:
+        _print_json(result.evaluation.summary.model_dump(mode="json"))
+        return
+    from volseg.cli.scoring import format_summary
+
+    typer.echo(format_summary(result.evaluation))
+    typer.echo(f"report: {result.report}")
+
+
+def _end(has_bad_data: bool) -> None:
+    """Exit code 3 if a file was bad, after everything else was done."""
+    if has_bad_data:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,74 @@
+"""What ``volseg evaluate`` does: which references belong to the predictions, and the table."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from volseg.data.cases import Dataset
+from volseg.data.layouts import find_dataset
+from volseg.errors import DataError
+from volseg.evaluation import Evaluation, evaluate
+from volseg.evaluation.report import score_dataset
+from volseg.images import IMAGE_SUFFIXES
+from volseg.run_folder import DATASET_FILE, PLAN_FILE
+
+
+def score(predictions: Path, references: Path, output: Path) -> Evaluation:
+    """Score a folder of predictions.
+
+    Args:
+        predictions: folder of label maps.
+        references: a dataset, the run folder that was trained on one, or a folder of label files.
+        output: folder for ``metrics.csv`` and ``summary.json``; for a dataset, whose images are
+            known, also ``montage.png`` and ``report.html``.
+
+    Raises:
+        DataError: nothing matches.
+    """
+    dataset = _find_references(references)
+    if dataset is None:
+        return evaluate(predictions, references, output)
+    return score_dataset(predictions, dataset, output)
+
+
+def _find_references(path: Path) -> Dataset | None:
+    """The dataset at `path`; None if it is a folder of label files."""
+    if (path / PLAN_FILE).is_file() and (path / DATASET_FILE).is_file():
+        return Dataset.read_json(path / DATASET_FILE)
+    if path.is_dir() and any(
+        file.name.lower().endswith(tuple(IMAGE_SUFFIXES)) for file in path.iterdir()
+    ):
+        return None
+    if not path.exists():
+        raise DataError(f"{path} does not exist; expected a dataset or a folder of label maps.")
+    return find_dataset(path)
+
+
+def format_summary(evaluation: Evaluation) -> str:
+    """Dice by class as a table for the terminal, with what was not scored."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = evaluation.summary
+    table = Table("class", "mean Dice", "std", "median", "cases", "absent")
+    for row in summary.classes:
+        values = (row.mean_dice, row.std_dice, row.median_dice)
+        table.add_row(
+            row.class_name,
+            *("-" if value is None else f"{value:.3f}" for value in values),
+            str(row.num_cases),
+            str(row.num_empty),
+        )
+    mean = "-" if summary.mean_dice is None else f"{summary.mean_dice:.3f}"
+    table.add_section()
+    table.add_row("mean", mean, "", "", str(summary.num_cases), "")
+    text = io.StringIO()
+    Console(file=text, width=80).print(table)
+    lines = [text.getvalue().rstrip()]
+    if summary.missing:
+        lines.append(f"{len(summary.missing)} references have no prediction and are not scored.")
+    if summary.unmatched:
+        lines.append(f"{len(summary.unmatched)} predictions have no reference.")
+    lines += [f"failed: {case_id}: {reason}" for case_id, reason in summary.failed.items()]
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""nnU-Net raw folders of version 1 and 2: ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``.
+
+Version 1 lists its cases in ``dataset.json``; version 2 leaves them to the folders, or names files
+elsewhere in its ``dataset`` entry. Regions (labels declared as lists of values) are read as the
+values that they are made of.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from volseg.data.cases import Case, Classes, Dataset
+from volseg.data.layouts.classes import make_classes
+from volseg.data.layouts.declared import existing, parse_channels, parse_labels, read_description
+from volseg.data.layouts.files import (
+    group_channels,
+    list_images,
+    order_channels,
+    split_suffix,
+)
+from volseg.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def detect(path: Path) -> bool:
+    """Whether ``dataset.json`` is nnU-Net's, by its keys (2) or its numbered files (1)."""
+    description = read_description(path)
+    if _is_version_2(description):
+        return True
+    labels = _listed_labels(description)
+    if not labels:
+        return False
+    stem, suffix = split_suffix(labels[0])
+    return (path / "imagesTr" / f"{stem}_0000{suffix}").is_file()
+
+
+def find(path: Path) -> Dataset:
+    """Read ``dataset.json`` and match the files in ``imagesTr`` and ``labelsTr``.
+
+    Raises:
+        DataError: a key, label or channel is missing, or an ``ignore`` label is declared.
+    """
+    source = path / "dataset.json"
+    description = read_description(path)
+    if _is_version_2(description):
+        channels = parse_channels(_require(description, "channel_names", source), source)
+        classes = _parse_labels(_require(description, "labels", source), source)
+        suffix = str(_require(description, "file_ending", source))
+    else:
+        channels = parse_channels(_require(description, "modality", source), source)
+        classes = parse_labels(_require(description, "labels", source), source)
+        suffix = split_suffix(_listed_labels(description)[0])[1]
+    return Dataset(
+        name=str(description.get("name") or path.name),
+        root=path,
+        layout="nnU-Net",
+        channels=channels,
+        classes=classes,
+        cases=_find_training(path, description, channels, suffix),
+        unlabelled=_find_cases(path / "imagesTs", None, channels, suffix),
+    )
+
+
+def _is_version_2(description: dict[str, Any]) -> bool:
+    return "channel_names" in description or "file_ending" in description
+
+
+def _listed_labels(description: dict[str, Any]) -> list[str]:
+    """File names of the labels that version 1 lists."""
+    entries = description.get("training")
+    labels = [e.get("label") for e in entries if isinstance(e, dict)] if entries else []
+    return [Path(label).name for label in labels if isinstance(label, str)]
+
+
+def _require(description: dict[str, Any], key: str, source: Path) -> Any:
+    if key not in description:
+        raise DataError(f"{source}: key '{key}' is missing; expected it in nnU-Net raw. Add it.")
+    return description[key]
+
+
+def _parse_labels(labels: Any, source: Path) -> Classes:
+    """Classes from ``{"background": 0, "liver": 1}``, where a region has a list of values."""
+    if not isinstance(labels, dict):
+        raise DataError(f'{source}: labels {labels!r}; expected {{"background": 0, "liver": 1}}.')
+    if "ignore" in labels:
+        raise DataError(
+            f"{source}: label 'ignore' ({labels['ignore']}) is not supported yet; expected every "
+            "voxel to be labelled. Leave partly labelled cases out and remove the label."
+        )
+    names: dict[int, str] = {}
+    try:
+        members = {
+            name: [int(value) for value in (values if isinstance(values, list) else [values])]
+            for name, values in labels.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{source}: a label value is not an integer. Correct it.") from error
+    for name, values in sorted(members.items(), key=lambda item: len(item[1])):
+        for value in values:
+            names.setdefault(value, name if len(values) == 1 else f"label_{value}")
+    if any(len(values) > 1 for values in members.values()):
+        logger.info("%s declares regions; their values are trained: %s", source, sorted(names))
+    return make_classes(names, source)
+
+
+def _find_training(
+    path: Path, description: dict[str, Any], channels: tuple[str, ...], suffix: str
+) -> tuple[Case, ...]:
+    if files := description.get("dataset"):
+        return _read_files(path, files, channels)
+    listed = [name.removesuffix(suffix) for name in _listed_labels(description)]
+    cases = _find_cases(path / "imagesTr", path / "labelsTr", channels, suffix, listed)
+    expected = description.get("numTraining", len(cases))
+    if _is_version_2(description) and expected != len(cases):
+        raise DataError(
+            f"{path}: {len(cases)} training cases; expected {expected} as numTraining in "
+            "dataset.json says. Complete the copy or correct numTraining."
+        )
+    return cases
+
+
+def _read_files(path: Path, files: Any, channels: tuple[str, ...]) -> tuple[Case, ...]:
+    """Cases of the ``dataset`` entry, whose paths are relative to the folder or absolute."""
+    cases = []
+    for case_id, entry in sorted(files.items()):
+        source = f"{path / 'dataset.json'}: dataset '{case_id}'"
+        if not isinstance(entry, dict) or not {"images", "label"} <= entry.keys():
+            raise DataError(f"{source}: expected images and label. Add them.")
+        images = tuple(existing(path / str(image), source) for image in entry["images"])
+        if len(images) != len(channels):
+            raise DataError(
+                f"{source}: {len(images)} images; expected {len(channels)} "
+                f"({', '.join(channels)}). Correct the list."
+            )
+        label = existing(path / str(entry["label"]), source)
+        cases.append(Case(case_id=case_id, images=images, label=label, patient_id=case_id))
+    return tuple(cases)
+
+
+def _find_cases(
+    image_folder: Path,
+    label_folder: Path | None,
+    channels: tuple[str, ...],
+    suffix: str,
+    listed: list[str] | None = None,
+) -> tuple[Case, ...]:
+    """Cases by file name; with a label folder every case needs its label."""
+    files = list_images(image_folder, suffix) if image_folder.is_dir() else {}
+    groups = group_channels(files)
+    labels = list_images(label_folder, suffix) if label_folder and label_folder.is_dir() else {}
+    cases = []
+    for case_id in sorted(listed or groups.keys() | labels.keys()):
+        found = groups.get(case_id, {})
+        images = order_channels(case_id, found, channels, image_folder, suffix)
+        if label_folder and case_id not in labels:
+            raise DataError(
+                f"case '{case_id}' has no label; expected {label_folder / case_id}{suffix}. "
+                "Add the file or remove the case."
+            )
+        label = labels.get(case_id)
+        cases.append(Case(case_id=case_id, images=images, label=label, patient_id=case_id))
+    return tuple(cases)

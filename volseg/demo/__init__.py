@@ -1,0 +1,1 @@
+"""A dataset that needs no download, to try volseg on."""

@@ -1,0 +1,65 @@
+"""Plan a run: ``fingerprint.json`` and ``plan.yaml`` in its folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from volseg.config import Config
+from volseg.data.cases import Dataset
+from volseg.data.layouts import find_dataset
+from volseg.errors import ConfigError
+from volseg.planning.fingerprint import compute_fingerprint
+from volseg.planning.machine import Machine, describe_cpu
+from volseg.planning.planner import PlannedTraining, make_plan
+from volseg.progress import show_progress
+from volseg.run_folder import RunFolder, open_run
+
+logger = logging.getLogger(__name__)
+
+
+def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
+    """Plan a training on the dataset folder, for this machine's CPU, without importing torch.
+
+    Raises:
+        ConfigError: `output` holds something else, or a plan already.
+        DataError: the dataset cannot be used.
+    """
+    found = find_dataset(dataset)
+    run = open_run(output, found)
+    if run.plan.exists():
+        raise ConfigError(f"{run.plan} exists; nothing was changed. Remove it to plan again.")
+    return write_plan(run, found, config, lambda spatial_dims: describe_cpu())
+
+
+def write_plan(
+    run: RunFolder, dataset: Dataset, config: Config, measure: Callable[[int], Machine]
+) -> PlannedTraining:
+    """Read every case, measure the machine, plan, and write both files.
+
+    Args:
+        run: its folder.
+        dataset: what it trains on.
+        config: fixed values and the length of the training.
+        measure: gives the training device for a number of spatial axes.
+
+    Raises:
+        DataError: a case cannot be read.
+    """
+    with show_progress("Reading cases") as update:
+        fingerprint = compute_fingerprint(dataset, update)
+    fingerprint.write_json(run.fingerprint)
+    machine = measure(fingerprint.spatial_dims)
+    planned = make_plan(fingerprint, machine, config, dataset.classes.num_classes)
+    planned.plan.write_yaml(run.plan, planned.reasons)
+    plan = planned.plan
+    logger.info(
+        "plan: spacing %s mm, patch %s, batch %d, channels %s -> %s",
+        " x ".join(f"{value:g}" for value in plan.spacing_mm),
+        " x ".join(map(str, plan.patch)),
+        plan.batch_size,
+        " ".join(map(str, plan.network.channels)),
+        run.plan,
+    )
+    return planned
