@@ -14,7 +14,7 @@ from pathlib import Path
 from volseg.atomic import write_text
 from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
-from volseg.data.splits import Split, make_splits, read_splits, write_splits
+from volseg.data.splits import Split, choose_splits, read_splits, write_splits
 from volseg.errors import ConfigError
 
 PLAN_FILE = "plan.yaml"
@@ -84,7 +84,7 @@ def open_splits(run: RunFolder, dataset: Dataset, config: Config) -> list[Split]
     """The run's splits: ``splits.json`` if it is there (own splits are welcome), else made now."""
     if run.splits.exists():
         return read_splits(run.splits, dataset.cases)
-    splits = make_splits(dataset.cases, config.training.num_folds, config.training.seed)
+    splits = choose_splits(dataset, config.training.num_folds, config.training.seed)
     write_splits(run.splits, splits)
     return splits
 

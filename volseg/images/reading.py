@@ -86,7 +86,10 @@ def from_nibabel(image: Any) -> Image:
     Raises:
         DataError: no affine, an unsupported number of axes, or voxels that are not finite.
     """
-    array = np.asanyarray(image.dataobj)
+    try:
+        array = np.asanyarray(image.dataobj)
+    except (OSError, EOFError) as error:
+        raise DataError(f"the nibabel image cannot be read: {error}.") from error
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3, 4) or array.dtype.kind not in "iuf" or image.affine is None:
@@ -95,6 +98,7 @@ def from_nibabel(image: Any) -> Image:
             "or 4 with channels last, of numbers, with an affine."
         )
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     _check_finite(array)
     return Image(array, _geometry_of(image, array.shape[1:]))
 
@@ -122,7 +126,7 @@ def _named(path: Path) -> Iterator[None]:
         message = str(error)
         if not message.startswith(str(path)):
             message = f"{path}: {message}"
-        raise DataError(" ".join(message.split())) from error
+        raise DataError(" ".join(message.splitlines())) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 

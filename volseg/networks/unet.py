@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,19 +71,9 @@ class UNet(SegmentationNetwork):
         num_levels = len(channels)
         strides = [1] + [2] * (num_levels - 1) if strides is None else strides
         kernel_sizes = [3] * num_levels if kernel_sizes is None else kernel_sizes
-        if not num_levels == len(strides) == len(kernel_sizes):
-            raise ConfigError(
-                f"{num_levels} channels, {len(strides)} strides and {len(kernel_sizes)} "
-                "kernel_sizes; expected one of each per level."
-            )
-        if num_levels < 2 or min(channels) < 1:
-            raise ConfigError(f"channels {channels}; expected two levels or more, 1 or more each.")
+        _check_levels(channels, strides, kernel_sizes)
         level_strides = [per_axis(stride, spatial_dims, "stride") for stride in strides]
         kernels = [per_axis(kernel, spatial_dims, "kernel_size") for kernel in kernel_sizes]
-        if set(level_strides[0]) != {1}:
-            raise ConfigError(
-                f"strides[0] {level_strides[0]}; expected 1: level 0 has the input's resolution."
-            )
         total_strides = list(itertools.accumulate(level_strides, _multiply))
         num_heads = max(1, num_levels - 2) if deep_supervision else 1
         super().__init__(
@@ -94,25 +85,16 @@ class UNet(SegmentationNetwork):
             needs_two_voxels=norm == "instance",
         )
         self.deep_supervision = deep_supervision
-        self.encoder = PlainEncoder(
-            spatial_dims,
-            in_channels,
-            channels=channels,
-            strides=level_strides,
-            kernel_sizes=kernels,
-            num_convs=num_convs,
-            norm=norm,
-            activation=activation,
-        )
-        self.decoder = ConcatDecoder(
-            spatial_dims,
-            channels=channels,
-            strides=level_strides,
-            kernel_sizes=kernels,
-            num_convs=num_convs,
-            norm=norm,
-            activation=activation,
-        )
+        levels: dict[str, Any] = {
+            "channels": channels,
+            "strides": level_strides,
+            "kernel_sizes": kernels,
+            "num_convs": num_convs,
+            "norm": norm,
+            "activation": activation,
+        }
+        self.encoder = PlainEncoder(spatial_dims, in_channels, **levels)
+        self.decoder = ConcatDecoder(spatial_dims, **levels)
         self.heads = nn.ModuleList(
             make_conv(spatial_dims, channels[level], out_channels) for level in range(num_heads)
         )
@@ -134,6 +116,25 @@ class UNet(SegmentationNetwork):
             return [head(decoded[level]) for level, head in enumerate(self.heads)]
         logits: torch.Tensor = self.heads[0](decoded[0])
         return logits
+
+
+def _check_levels(
+    channels: Sequence[int],
+    strides: Sequence[int | Sequence[int]],
+    kernel_sizes: Sequence[int | Sequence[int]],
+) -> None:
+    if not len(channels) == len(strides) == len(kernel_sizes):
+        raise ConfigError(
+            f"{len(channels)} channels, {len(strides)} strides and {len(kernel_sizes)} "
+            "kernel_sizes; expected one of each per level."
+        )
+    if len(channels) < 2 or min(channels) < 1:
+        raise ConfigError(f"channels {channels}; expected two levels or more, 1 or more each.")
+    first = strides[0] if isinstance(strides[0], Sequence) else (strides[0],)
+    if set(first) != {1}:
+        raise ConfigError(
+            f"strides[0] {strides[0]}; expected 1: level 0 has the input's resolution."
+        )
 
 
 def _multiply(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from makers import make_case, make_dataset
+
+from volseg.data.layouts import find_dataset
+from volseg.errors import DataError
+
+
+def edit(folder, **changes):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def write_version_1(folder, image_suffix=""):
+    make_dataset(folder, "nnunet", num_channels=2, num_cases=2)
+    entries = [
+        {
+            "image": f"./imagesTr/case_0{n}{image_suffix}.nii.gz",
+            "label": f"./labelsTr/case_0{n}.nii.gz",
+        }
+        for n in range(2)
+    ]
+    description = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "training": entries,
+        "test": [],
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_channel_files_are_in_the_order_of_their_numbers(tmp_path):
+    dataset = find_dataset(make_dataset(tmp_path, "nnunet", num_channels=2))
+    assert dataset.channels == ("MR0", "MR1")
+    assert [path.name for path in dataset.cases[1].images] == [
+        "case_01_0000.nii.gz",
+        "case_01_0001.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize("image_suffix", ["", "_0000"])
+def test_version_1_is_told_from_msd_by_its_files(tmp_path, image_suffix):
+    dataset = find_dataset(write_version_1(tmp_path, image_suffix))
+    assert dataset.layout == "nnU-Net"
+    assert [case.case_id for case in dataset.cases] == ["case_00", "case_01"]
+    assert len(dataset.cases[0].images) == 2
+
+
+def test_msd_names_that_end_in_four_digits_are_no_channels(tmp_path):
+    folder = make_dataset(tmp_path, "msd", num_cases=1)
+    make_case(folder / "imagesTr" / "p_0001.nii.gz", folder / "labelsTr" / "p_0001.nii.gz")
+    pair = {"image": "imagesTr/p_0001.nii.gz", "label": "labelsTr/p_0001.nii.gz"}
+    edit(folder, training=[pair])
+    dataset = find_dataset(folder)
+    assert (dataset.layout, dataset.cases[0].case_id) == ("MSD", "p_0001")
+
+
+def test_images_ts_are_unlabelled_cases(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet")
+    make_case(folder / "imagesTs" / "new_0000.nii.gz")
+    dataset = find_dataset(folder)
+    assert [case.case_id for case in dataset.unlabelled] == ["new"]
+
+
+def test_regions_become_the_values_they_are_made_of(tmp_path, caplog):
+    folder = make_dataset(tmp_path, "nnunet")
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    edit(folder, labels=labels, regions_class_order=[1, 2, 3])
+    with caplog.at_level(logging.INFO):
+        classes = find_dataset(folder).classes
+    assert classes.values == (0, 1, 2, 3)
+    assert classes.names == ("background", "label_1", "label_2", "enhancing")
+    assert "declares regions" in caplog.text
+
+
+def test_ignore_label_is_refused(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet")
+    edit(folder, labels={"background": 0, "liver": 1, "ignore": 2})
+    with pytest.raises(DataError, match=r"label 'ignore' \(2\) is not supported yet"):
+        find_dataset(folder)
+
+
+def test_missing_channel_names_case_channel_and_file(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet", num_channels=2)
+    (folder / "imagesTr" / "case_01_0001.nii.gz").unlink()
+    message = r"case 'case_01' has no image of channel 1 \(MR1\); expected .*case_01_0001.nii.gz"
+    with pytest.raises(DataError, match=message):
+        find_dataset(folder)
+
+
+def test_undeclared_channel_is_refused(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet", num_channels=2)
+    edit(folder, channel_names={"0": "T1"})
+    with pytest.raises(DataError, match=r"case_00_0001.nii.gz is of channel 1; expected only 1"):
+        find_dataset(folder)
+
+
+def test_image_without_label_is_refused(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet")
+    (folder / "labelsTr" / "case_03.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case 'case_03' has no label; expected .*case_03.nii.gz"):
+        find_dataset(folder)
+
+
+def test_incomplete_copy_is_seen_by_num_training(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet")
+    edit(folder, numTraining=5)
+    with pytest.raises(DataError, match="4 training cases; expected 5 as numTraining"):
+        find_dataset(folder)
+
+
+def test_file_without_channel_number_is_refused(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet")
+    make_case(folder / "imagesTr" / "extra.nii.gz")
+    with pytest.raises(DataError, match=r"extra.nii.gz has no channel number; .*extra_0000.nii.gz"):
+        find_dataset(folder)
+
+
+def test_dataset_entry_points_to_files_elsewhere(tmp_path):
+    folder = make_dataset(tmp_path / "raw", "nnunet", num_cases=1)
+    make_case(tmp_path / "archive" / "scan.nii.gz", tmp_path / "archive" / "truth.nii.gz")
+    files = {"images": ["../archive/scan.nii.gz"], "label": "../archive/truth.nii.gz"}
+    edit(folder, dataset={"p1": files}, numTraining=1)
+    (case,) = find_dataset(folder).cases
+    assert case.case_id == "p1"
+    assert case.images[0].samefile(tmp_path / "archive" / "scan.nii.gz")
+
+
+def test_missing_key_is_named(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
+    with pytest.raises(DataError, match="key 'labels' is missing"):
+        find_dataset(tmp_path)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from volseg.errors import ConfigError
+from volseg.losses import DiceCrossEntropy
+
+TARGET = torch.tensor([[[0, 0], [1, 1]]])
+
+
+def even_logits(num_classes):
+    """Every class equally likely in each of 2 x 2 pixels."""
+    return torch.zeros(1, num_classes, 2, 2)
+
+
+def test_dice_by_hand():
+    # p = 1/2: intersection 2 * 1/2 = 1, probabilities 4 * 1/2 = 2, reference 2.
+    expected = 1 - (2 * 1 + 1e-5) / (2 + 2 + 1e-5)
+    loss = DiceCrossEntropy(1, 0)(even_logits(2), TARGET)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cross_entropy_by_hand():
+    assert DiceCrossEntropy(0, 1)(even_logits(3), TARGET).item() == pytest.approx(math.log(3))
+
+
+def test_terms_are_weighted_and_added():
+    logits = torch.randn(2, 3, 4, 4, generator=torch.manual_seed(0))
+    target = torch.randint(0, 3, (2, 4, 4), generator=torch.manual_seed(1))
+    dice = DiceCrossEntropy(1, 0)(logits, target)
+    cross_entropy = DiceCrossEntropy(0, 1)(logits, target)
+    combined = DiceCrossEntropy(0.3, 2)(logits, target)
+    torch.testing.assert_close(combined, 0.3 * dice + 2 * cross_entropy)
+
+
+def test_dice_is_averaged_over_samples_and_foreground_classes():
+    # p = 1/3. Class 1: I = 2/3, P = 4/3, R = 2. Class 2 is absent: I = 0, P = 4/3, R = 0.
+    # The second sample is background alone: I = 0 for both classes.
+    target = torch.cat([TARGET, torch.zeros_like(TARGET)])
+    present = (2 * 2 / 3 + 1e-5) / (4 / 3 + 2 + 1e-5)
+    absent = 1e-5 / (4 / 3 + 1e-5)
+    expected = 1 - (present + 3 * absent) / 4
+    loss = DiceCrossEntropy(1, 0)(even_logits(3).expand(2, 3, 2, 2), target)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_that_is_absent_and_not_predicted_costs_nothing():
+    logits = torch.tensor([100.0, -100.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    assert DiceCrossEntropy()(logits, torch.zeros_like(TARGET)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_target_may_have_a_channel_axis_and_any_integer_type():
+    logits = torch.randn(1, 2, 2, 2, generator=torch.manual_seed(0))
+    expected = DiceCrossEntropy()(logits, TARGET)
+    for target in (TARGET[:, None], TARGET.to(torch.uint8), TARGET.to(torch.int16)):
+        assert DiceCrossEntropy()(logits, target) == expected
+
+
+def test_half_precision_sums_do_not_overflow():
+    logits = torch.zeros(1, 2, 400, 400, dtype=torch.float16)
+    target = torch.ones(1, 400, 400, dtype=torch.long)
+    # Intersection 80000, which float16 cannot hold; Dice 160000 / 240000.
+    assert DiceCrossEntropy(1, 0)(logits, target).item() == pytest.approx(1 / 3, abs=1e-5)
+
+
+def test_gradient_is_that_of_the_value():
+    logits = torch.randn(2, 3, 2, 3, 2, dtype=torch.double, generator=torch.manual_seed(0))
+    target = torch.randint(0, 3, (2, 2, 3, 2), generator=torch.manual_seed(1))
+    assert torch.autograd.gradcheck(
+        lambda x: DiceCrossEntropy()(x, target), logits.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize(
+    ("logits", "target"),
+    [
+        (torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 5, dtype=torch.long)),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.long)),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4)),
+    ],
+)
+def test_logits_and_target_that_do_not_fit_are_refused(logits, target):
+    with pytest.raises(ConfigError, match="expected two classes or more and an integer target"):
+        DiceCrossEntropy()(logits, target)
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (-1, 2)])
+def test_weights_without_effect_or_negative_are_refused(weights):
+    with pytest.raises(ConfigError, match="expected at least 0, and one of them above"):
+        DiceCrossEntropy(*weights)
