@@ -62,7 +62,7 @@ class Classes(Record):
         """Values in `labels` that belong to no class, ascending."""
         return sorted(set(np.unique(labels).tolist()) - set(self.values))
 
-    def encode(self, labels: NDArray[Any]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    def encode(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Label values to class indices.
 
         Raises:
@@ -79,7 +79,8 @@ class Classes(Record):
 
     def decode(self, indices: NDArray[Any]) -> NDArray[Any]:
         """Class indices to label values, in `dtype`."""
-        return np.asarray(self.values, dtype=self.dtype)[indices]
+        values: NDArray[Any] = np.asarray(self.values, dtype=self.dtype)[indices]
+        return values
 
 
 class Split(Record):

@@ -85,8 +85,8 @@ def prepare(
 def normalise(channel: Tensor, normalisation: Normalisation) -> Tensor:
     """Apply the plan's normalisation to one channel ``(*S)``."""
     if normalisation.scheme == "ct":
-        clipped = channel.clamp(normalisation.clip_low, normalisation.clip_high)
-        return (clipped - normalisation.mean) / normalisation.std
+        low, high, mean_hu, std_hu = normalisation.fixed_values
+        return (channel.clamp(low, high) - mean_hu) / std_hu
     voxels = channel[channel != 0] if normalisation.nonzero_only else channel
     if voxels.numel() == 0:
         return channel

@@ -35,12 +35,17 @@ class Normalisation(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Normalisation:
-        fixed = (self.clip_low, self.clip_high, self.mean, self.std)
-        if self.scheme == "ct" and None in fixed:
+        if self.scheme == "ct" and len(self.fixed_values) < 4:
             raise ValueError("scheme 'ct' needs clip_low, clip_high, mean and std")
         if self.scheme == "ct" and self.nonzero_only:
             raise ValueError("nonzero_only belongs to scheme 'zscore'")
         return self
+
+    @property
+    def fixed_values(self) -> tuple[float, ...]:
+        """`clip_low`, `clip_high`, `mean` and `std` of scheme ``ct``; those that are set."""
+        values = (self.clip_low, self.clip_high, self.mean, self.std)
+        return tuple(value for value in values if value is not None)
 
 
 class NetworkPlan(Record):

@@ -29,10 +29,16 @@ MAX_CHANNELS = {2: 512, 3: 320}
 START_PATCH_VOXELS = {2: 512**2, 3: 128**3}
 SMALL_PATCH_VOXELS = {2: 96**2, 3: 48**3}
 """Below this a patch shows too little anatomy; the planner rather narrows the network."""
-WIDTHS = (32, 24, 16, 12, 8)
+WIDTHS = (32, 24, 16)
+NARROWEST = 8
+"""Only for trainings that would otherwise hardly begin."""
 BATCH_SIZE = {2: 12, 3: 2}
-WORTHWHILE_STEPS = 1000
-"""Steps that a training needs to be worth having; with fewer we shrink the work per step."""
+GOOD_STEPS = 2500
+"""Below this a narrower network, which makes more steps, is the better use of the time."""
+ENOUGH_STEPS = 1000
+"""Below this a smaller patch is, down to `SMALL_PATCH_VOXELS`."""
+FEW_STEPS = 200
+"""Below this even the narrowest network is."""
 MEMORY_SHARE = 0.6
 TRAINING_SHARE = 0.9
 """Share of the user's minutes that is spent in training steps; the rest validates."""
@@ -186,19 +192,18 @@ class _Search:
         """Narrow the network first, then shrink the patch, then narrow further."""
         fixed = self.config.plan
         widths = (fixed.width,) if fixed.width else WIDTHS
-        comfortable = [w for w in widths if w >= 16] or list(widths)
         patches = [fixed.patch] if fixed.patch else self._patches()
-        candidates = [(width, patches[0]) for width in comfortable]
-        candidates += [(comfortable[-1], patch) for patch in patches[1:]]
-        candidates += [(width, patches[-1]) for width in widths if width not in comfortable]
-        fitting = [c for c in candidates if self._memory_gb(*c) <= self._memory_limit()]
+        candidates = [(width, patches[0], GOOD_STEPS) for width in widths]
+        candidates += [(widths[-1], patch, ENOUGH_STEPS) for patch in patches]
+        candidates += [(widths[-1], patches[-1], FEW_STEPS)]
+        candidates += [(fixed.width or NARROWEST, patches[-1], 0)]
+        fitting = [c for c in candidates if self._cost(*c[:2])[1] <= self._memory_limit()]
         if not fitting:
             raise ConfigError(
                 f"no patch and width fit into {self._memory_limit():.1f} GB, "
                 f"{MEMORY_SHARE:.0%} of {self.machine.name}. Lower plan.patch or plan.width."
             )
-        worthwhile = [c for c in fitting if self._steps(*c) >= WORTHWHILE_STEPS]
-        width, patch = worthwhile[0] if worthwhile else fitting[-1]
+        width, patch, _ = next((c for c in fitting if self._steps(*c[:2]) >= c[2]), fitting[-1])
         network = self._network(width, patch)
         return network, self._pad(patch, network), self.batch_size
 
@@ -258,9 +263,6 @@ class _Search:
         cost = compute_cost(network, self._pad(patch, network), self.num_channels, self.num_classes)
         seconds = cost.step_seconds(self.machine, self.batch_size)
         return seconds, cost.training_gb(self.batch_size)
-
-    def _memory_gb(self, width: int, patch: tuple[int, ...]) -> float:
-        return self._cost(width, patch)[1]
 
     def _memory_limit(self) -> float:
         return MEMORY_SHARE * self.machine.memory_gb

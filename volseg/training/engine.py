@@ -25,12 +25,13 @@ from volseg.training.checkpoints import Checkpoints, Counters
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Tensor], Tensor]
+Weights = tuple[Tensor, ...] | list[Tensor]
 
 CHECKPOINT_EVERY_S = 300
 """A kill loses at most this much of a training."""
 
 
-class TrainingEvents(EventEnum):
+class TrainingEvents(EventEnum):  # type: ignore[misc]  # ignite is not typed for us
     """Fired besides ignite's own events."""
 
     ROUND_COMPLETED = "round_completed"
@@ -76,11 +77,11 @@ def make_learner(
 
 def _average_function(
     share: float, budget: Budget
-) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+) -> Callable[[Weights, Weights, Tensor | int], None]:
     """Exponential average over `share` of the training; over all steps so far while fewer."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averages: Weights, weights: Weights, num_averaged: Tensor | int) -> None:
         horizon = min(max(1.0, share * budget.end), 1 + int(num_averaged) / 9)
         torch._foreach_lerp_(averages, weights, 1 / horizon)
 
@@ -113,7 +114,7 @@ def create_trainer(learner: Learner) -> Engine:
                 f"the loss became {loss.item()} at step {learner.counters.step}; expected a finite "
                 "number. Lower optimizer.learning_rate and --resume from the last checkpoint."
             )
-        learner.scaler.scale(loss).backward()
+        torch.autograd.backward(learner.scaler.scale(loss))
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
         learner.scaler.step(learner.optimizer)

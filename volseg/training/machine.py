@@ -12,8 +12,9 @@ from volseg.planning.cost import compute_cost
 from volseg.planning.machine import Machine, describe_cpu, memory_gb
 from volseg.planning.plan import NetworkPlan
 
-_PROBE_PATCH = {2: (192, 192), 3: (40, 40, 40)}
-_PROBE_WIDTHS = (8, 32)
+_PROBE_PATCH = {2: (512, 512), 3: (64, 64, 64)}
+_PROBE_WIDTHS = (16, 32)
+_PROBE_LEVELS = 4
 
 
 def measure_machine(device: torch.device, spatial_dims: int) -> Machine:
@@ -45,24 +46,23 @@ def measure_machine(device: torch.device, spatial_dims: int) -> Machine:
 
 
 def _probe_network(width: int, spatial_dims: int) -> NetworkPlan:
-    levels = 3
     ones, twos, threes = ((n,) * spatial_dims for n in (1, 2, 3))
     return NetworkPlan(
         name="unet",
-        channels=tuple(width * 2**level for level in range(levels)),
-        strides=(ones, *[twos] * (levels - 1)),
-        kernel_sizes=(threes,) * levels,
+        channels=tuple(width * 2**level for level in range(_PROBE_LEVELS)),
+        strides=(ones, *[twos] * (_PROBE_LEVELS - 1)),
+        kernel_sizes=(threes,) * _PROBE_LEVELS,
         deep_supervision=False,
     )
 
 
 def _time_step(plan: NetworkPlan, spatial_dims: int, device: torch.device) -> float:
-    """Seconds of a forward and backward pass, the best of three after a warm-up."""
+    """Seconds of a forward and backward pass, the best of two after a warm-up."""
     options = {"spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
     network = build_network(plan.name, **options, **plan.options()).to(device)
     image = torch.zeros((1, 1, *_PROBE_PATCH[spatial_dims]), device=device)
     times = []
-    for _ in range(4):
+    for _ in range(3):
         start = time.perf_counter()
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             loss = network(image).float().square().mean()

@@ -1,0 +1,42 @@
+"""Train from a checkout: ``python scripts/train.py DATASET RUN --minutes 15``.
+
+The same as ``volseg train``, as a starting point for a script of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import volseg
+from volseg.config import load_config
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path, help="dataset folder or datalist")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--config", type=Path, help="YAML, see configs/")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--fold", default="0", help="0, 1, ... or all")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    run = volseg.train(
+        arguments.dataset,
+        arguments.run,
+        config=load_config(arguments.config, arguments.overrides),
+        minutes=arguments.minutes,
+        epochs=arguments.epochs,
+        fold=arguments.fold,
+        resume=arguments.resume,
+        device=arguments.device,
+    )
+    print(run)
+
+
+if __name__ == "__main__":
+    main()

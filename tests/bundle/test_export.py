@@ -1,0 +1,120 @@
+"""An exported bundle runs in MONAI, and gives what volseg gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+import volseg
+from volseg.bundle import export_bundle
+from volseg.bundle.workflow import make_inference_config
+from volseg.errors import ConfigError
+from volseg.inference.model import read_facts
+from volseg.planning import Normalisation
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(run, tmp_path_factory.mktemp("bundles") / "balls")
+
+
+@pytest.fixture(scope="module")
+def image(balls: Path) -> Path:
+    return sorted((balls / "imagesTr").iterdir())[1]
+
+
+def test_bundle_has_the_files_of_the_specification(bundle: Path) -> None:
+    files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    assert {
+        "LICENSE",
+        "configs/metadata.json",
+        "configs/inference.json",
+        "configs/volseg.json",
+        "models/model.pt",
+        "docs/README.md",
+    } <= files
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert {"version", "monai_version", "pytorch_version", "numpy_version", "task"} <= set(metadata)
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "organ_3"
+
+
+def test_monai_finds_the_required_properties(bundle: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        workflow_type="infer",
+        bundle_root=str(bundle),
+        logging_file=False,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_predictor_reads_the_bundle_as_data(run: Path, bundle: Path, image: Path) -> None:
+    (bundle / "configs" / "inference.json").rename(bundle / "configs" / "hidden.json")
+    try:
+        from_bundle = volseg.Predictor.load(bundle)(image).labels
+    finally:
+        (bundle / "configs" / "hidden.json").rename(bundle / "configs" / "inference.json")
+    assert np.array_equal(from_bundle, volseg.Predictor.load(run)(image).labels)
+
+
+def run_bundle(bundle: Path, image: Path, output: Path) -> nib.Nifti1Image:
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command += ["--config_file", str(bundle / "configs" / "inference.json")]
+    command += ["--bundle_root", str(bundle), "--image", str(image), "--output_dir", str(output)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return nib.load(output / image.name)
+
+
+def test_monai_gives_the_labels_of_volseg(
+    run: Path, bundle: Path, image: Path, tmp_path: Path
+) -> None:
+    by_monai = run_bundle(bundle, image, tmp_path / "out")
+    by_volseg = volseg.Predictor.load(run)(image).labels
+    assert by_volseg.any()
+    assert by_monai.affine == pytest.approx(nib.load(image).affine, abs=1e-5)
+    assert (np.asarray(by_monai.dataobj) == by_volseg).mean() >= 0.999
+
+
+def test_monai_agrees_when_the_plan_resamples_a_ct(
+    balls: Path, tmp_path: Path, image: Path
+) -> None:
+    from conftest import TINY
+
+    from volseg.config import load_config
+
+    overrides = [*TINY, "plan.spacing_mm=[1.3, 1.3, 1.3]", "plan.normalisation=ct"]
+    config = load_config(None, overrides)
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=8)
+    bundle = export_bundle(run, tmp_path / "bundle")
+    by_monai = run_bundle(bundle, image, tmp_path / "out")
+    by_volseg = volseg.Predictor.load(run)(image).labels
+    assert (by_volseg > 0).mean() > 0.01
+    assert (np.asarray(by_monai.dataobj) == by_volseg).mean() >= 0.99
+
+
+def test_network_can_be_named_in_a_bundle() -> None:
+    example = Path(__file__).resolve().parents[2] / "configs" / "bundle" / "network.json"
+    network = ConfigParser(json.loads(example.read_text())).get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
+def test_what_cannot_be_exported_is_refused(run: Path, bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="is not empty; nothing was written"):
+        export_bundle(run, bundle)
+    facts = read_facts(run)
+    ct = Normalisation(channel="CT", scheme="ct", clip_low=0, clip_high=1, mean=0, std=1)
+    mixed = facts.plan.model_copy(update={"normalisation": (*facts.plan.normalisation, ct)})
+    with pytest.raises(ConfigError, match="some channels as CT and others by z-score"):
+        make_inference_config(facts.model_copy(update={"plan": mixed}))

@@ -1,0 +1,177 @@
+"""The commands as they are typed: what they print, write, refuse, and their exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from makers import make_dataset
+
+from volseg.cli import main
+
+REFUSED = [
+    "cifti_connectivity.dconn.nii",
+    "complex64.nii.gz",
+    "fuzzed_header_1.nii",
+    "fuzzed_header_2.nii",
+    "git_lfs_pointer.nii.gz",
+    "nan_voxels.nii",
+    "not_nifti.nii",
+    "rgb.nii",
+    "rgba_4d.nii",
+    "vector_5d_crashes_simpleitk.nii",
+    "zero_bytes.nii.gz",
+]
+
+
+def run_cli(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+
+
+def test_check_of_a_good_dataset(balls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("check", balls) == 0
+    assert "5 labelled" in capsys.readouterr().out
+
+
+def test_check_lists_every_bad_file_and_ends_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_dataset(tmp_path / "d", "msd", num_cases=4)
+    broken = folder / "imagesTr" / "case_01.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:400])
+    label = nib.load(folder / "labelsTr" / "case_02.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.asarray(label.dataobj) * 9, label.affine),
+        folder / "labelsTr" / "case_02.nii.gz",
+    )
+    assert run_cli("check", folder, "--json") == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["errors"] == 2
+    assert ["case_01", "case_02"] == [finding["case_id"] for finding in report["findings"]]
+    assert all(finding["cure"] for finding in report["findings"])
+
+
+def test_plan_writes_both_files(balls: Path, tmp_path: Path) -> None:
+    assert run_cli("plan", balls, "-o", tmp_path / "run", "--minutes", "5") == 0
+    assert (tmp_path / "run" / "plan.yaml").exists()
+    assert (tmp_path / "run" / "fingerprint.json").exists()
+    assert run_cli("plan", balls, "-o", tmp_path / "run") == 2
+
+
+def test_predict_evaluate_and_report(
+    run: Path, balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("predict", run, "--validation", "-o", tmp_path / "p", "--json") == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    splits = json.loads((run / "splits.json").read_text())
+    assert list(written) == splits[0]["validation"]
+    assert run_cli("evaluate", tmp_path / "p", balls, "-o", tmp_path / "s") == 0
+    assert "organ_3" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "s" / "metrics.csv").open()))
+    assert {row["class_name"] for row in rows} == {"organ_3", "organ_7"}
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {
+        "metrics.csv",
+        "summary.json",
+        "montage.png",
+        "report.html",
+    }
+
+
+def test_predict_files_folders_and_formats(run: Path, balls: Path, tmp_path: Path) -> None:
+    images = sorted((balls / "imagesTr").iterdir())
+    assert run_cli("predict", run, "-i", images[0], images[1], "-o", tmp_path / "a") == 0
+    assert run_cli("predict", run, "-i", balls / "imagesTr", "-o", tmp_path / "b") == 0
+    nrrd = ("--suffix", ".nrrd", "--probabilities")
+    assert run_cli("predict", run, "-i", images[0], "-o", tmp_path / "c", *nrrd) == 0
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    assert len(list((tmp_path / "b").iterdir())) == 5
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {
+        "case_00.nrrd",
+        "case_00_probabilities.nrrd",
+    }
+
+
+def test_nothing_is_overwritten(
+    run: Path, balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = sorted((balls / "imagesTr").iterdir())[0]
+    copy = tmp_path / "in" / image.name
+    copy.parent.mkdir()
+    copy.write_bytes(image.read_bytes())
+    assert run_cli("predict", run, "-i", copy, "-o", copy.parent, "--overwrite") == 2
+    assert "is an input image" in error_lines(capsys)[0]
+    assert copy.read_bytes() == image.read_bytes()
+    assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out") == 0
+    before = (tmp_path / "out" / image.name).read_bytes()
+    assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out") == 2
+    assert "--overwrite" in error_lines(capsys)[0]
+    assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out", "--overwrite") == 0
+    assert (tmp_path / "out" / image.name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_image_is_one_line_and_no_file_and_others_go_on(
+    name: str, run: Path, balls: Path, shared_data: Path, tmp_path: Path, capsys
+) -> None:
+    good = sorted((balls / "imagesTr").iterdir())[0]
+    bad = shared_data / "tricky" / "refuse" / name
+    assert run_cli("predict", run, "-i", bad, "-i", good, "-o", tmp_path / "out") == 3
+    lines = error_lines(capsys)
+    assert len(lines) == 1
+    assert name in lines[0]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["check", "nowhere"], 3, "nowhere"),
+        (["train", "nowhere", "-o", "run"], 3, "nowhere"),
+        (["train", "nowhere", "-o", "run", "--set", "plan.widht=3"], 2, "plan.width"),
+        (["predict", "nowhere", "-i", "x.nii", "-o", "out"], 2, "is no model"),
+        (["export", "nowhere", "-o", "out"], 2, "is no model"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(*arguments) == code
+    lines = error_lines(capsys)
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_errors_and_help() -> None:
+    assert run_cli("--help") == 0
+    assert run_cli("--version") == 0
+    assert run_cli("check") == 2
+    assert run_cli("train", "a") == 2
+    assert run_cli("no-such-command") == 2
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_cli("check", tmp_path / "nowhere")
+    assert "Traceback" not in capsys.readouterr().err
+    run_cli("check", tmp_path / "nowhere", "--debug")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_export_of_a_run(run: Path, tmp_path: Path) -> None:
+    assert run_cli("export", run, "-o", tmp_path / "b") == 0
+    assert run_cli("export", run, "-o", tmp_path / "b") == 2
+    assert run_cli("predict", tmp_path / "b", "--validation", "-o", tmp_path / "p") == 2

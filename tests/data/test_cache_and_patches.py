@@ -1,0 +1,208 @@
+"""The cache is never stale; sample i of step t depends only on (seed, t, i)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from makers import make_dataset
+
+from volseg.config import AugmentationConfig
+from volseg.data.augmentation import Augmentation, no_augmentation, rotation_range
+from volseg.data.cache import CachedCase, build_cache
+from volseg.data.cases import Dataset
+from volseg.data.layouts import find_dataset
+from volseg.data.patches import PatchDataset, cut, make_loader
+from volseg.errors import ConfigError, DataError
+from volseg.planning import NetworkPlan, Normalisation, Plan
+
+
+def make_plan(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Plan:
+    return Plan(
+        spatial_dims=3,
+        spacing_mm=spacing_mm,
+        patch=(8, 8, 8),
+        batch_size=2,
+        normalisation=(Normalisation(channel="MR0", scheme="zscore"),),
+        network=NetworkPlan(
+            name="unet",
+            channels=(4, 8),
+            strides=((1, 1, 1), (2, 2, 2)),
+            kernel_sizes=((3, 3, 3),) * 2,
+            deep_supervision=False,
+        ),
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return find_dataset(make_dataset(tmp_path / "d", "msd", num_cases=3, values=(1, 2)))
+
+
+def cached(dataset: Dataset, folder: Path, plan: Plan | None = None) -> list[CachedCase]:
+    return build_cache(dataset, dataset.cases, plan or make_plan(), folder)
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_entry_holds_normalised_image_label_and_foreground(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    case = cached(dataset, tmp_path / "c")[0]
+    raw = nib.load(dataset.cases[0].images[0]).get_fdata()
+    label = np.asarray(nib.load(dataset.cases[0].label).dataobj)
+    expected = (raw - raw.mean()) / raw.std()
+    assert case.image[0] == pytest.approx(expected, abs=4e-3)
+    assert np.array_equal(case.label, label)
+    for index, voxels in enumerate(case.foreground, start=1):
+        assert len(voxels) == (label == index).sum()
+        assert (label[tuple(voxels.T)] == index).all()
+
+
+def test_second_build_reuses_the_entries(dataset: Dataset, tmp_path: Path) -> None:
+    cached(dataset, tmp_path / "c")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.npy")}
+    cached(dataset, tmp_path / "c")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*.npy")} == before
+
+
+def test_changed_file_or_plan_makes_a_new_entry_and_drops_the_old(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    cached(dataset, tmp_path / "c")
+    first = entries(tmp_path / "c")
+    image = nib.load(dataset.cases[0].images[0])
+    nib.save(nib.Nifti1Image(image.get_fdata() + 1, image.affine), dataset.cases[0].images[0])
+    cached(dataset, tmp_path / "c")
+    second = entries(tmp_path / "c")
+    assert len(second - first) == 1
+    assert len(second) == 3
+    cached(dataset, tmp_path / "c", make_plan((2.0, 2.0, 2.0)))
+    assert not entries(tmp_path / "c") & second
+
+
+def test_bad_case_leaves_no_half_entry(dataset: Dataset, tmp_path: Path) -> None:
+    file = dataset.cases[1].images[0]
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"case_01\.nii\.gz"):
+        cached(dataset, tmp_path / "c")
+    assert not any(name.startswith((".", "case_01")) for name in entries(tmp_path / "c"))
+
+
+def make_patches(cases: list[CachedCase], seed: int = 0, foreground: float = 0.5) -> PatchDataset:
+    return PatchDataset(
+        cases,
+        (8, 8, 8),
+        batch_size=2,
+        foreground=foreground,
+        augment=Augmentation(AugmentationConfig(rotate=1, noise=1), (1, 1, 1)),
+        seed=seed,
+    )
+
+
+def test_sample_depends_on_seed_and_number_only(dataset: Dataset, tmp_path: Path) -> None:
+    cases = cached(dataset, tmp_path / "c")
+    first, second = make_patches(cases), make_patches(cases)
+    for _ in range(5):
+        first[3]
+    assert torch.equal(first[11][0], second[11][0])
+    assert not torch.equal(first[11][0], make_patches(cases, seed=1)[11][0])
+    assert not torch.equal(first[11][0], first[13][0])
+
+
+def test_workers_give_the_same_batches_as_none(dataset: Dataset, tmp_path: Path) -> None:
+    cases = cached(dataset, tmp_path / "c")
+    alone = iter(make_loader(make_patches(cases), 0, workers=0, pin_memory=False))
+    shared = iter(make_loader(make_patches(cases), 0, workers=2, pin_memory=False))
+    for _ in range(4):
+        for a, b in zip(next(alone), next(shared), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_loader_that_starts_later_goes_on_there(dataset: Dataset, tmp_path: Path) -> None:
+    cases = cached(dataset, tmp_path / "c")
+    whole = iter(make_loader(make_patches(cases), 0, workers=0, pin_memory=False))
+    later = iter(make_loader(make_patches(cases), 3, workers=0, pin_memory=False))
+    for _ in range(3):
+        next(whole)
+    assert torch.equal(next(whole)[0], next(later)[0])
+
+
+def test_every_case_comes_once_per_round(dataset: Dataset, tmp_path: Path) -> None:
+    patches = make_patches(cached(dataset, tmp_path / "c"))
+    rounds = [[patches._case_index(3 * r + i) for i in range(3)] for r in range(20)]
+    assert all(sorted(order) == [0, 1, 2] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1
+
+
+def test_forced_patches_hold_foreground_of_every_class(dataset: Dataset, tmp_path: Path) -> None:
+    patches = PatchDataset(
+        cached(dataset, tmp_path / "c"),
+        (4, 4, 4),
+        batch_size=1,
+        foreground=1.0,
+        augment=no_augmentation,
+        seed=0,
+    )
+    centres = [int(patches[number][1][2, 2, 2]) for number in range(60)]
+    # Patches near a border are moved inside, so a few centres are off their class.
+    assert min(centres.count(1), centres.count(2)) > 15
+
+
+def test_volume_smaller_than_the_patch_is_padded_around() -> None:
+    array = np.ones((1, 3, 5), np.float32)
+    patch = cut(array, (-1, 1), (5, 4))
+    assert patch.shape == (1, 5, 4)
+    assert patch[0].tolist() == [[0] * 4, [1] * 4, [1] * 4, [1] * 4, [0] * 4]
+
+
+def test_training_without_cases_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no case to train on"):
+        make_patches([])
+
+
+def test_rotation_spares_a_coarse_axis() -> None:
+    assert rotation_range(180, (1, 1, 3)) == [0, 0, pytest.approx(np.pi)]
+    assert rotation_range(90, (1, 1.2, 1)) == [pytest.approx(np.pi / 2)] * 3
+    assert rotation_range(90, (1, 1)) == pytest.approx(np.pi / 2)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_image_and_label_turn_together(dims: int) -> None:
+    label = torch.zeros((24,) * dims, dtype=torch.int64)
+    label[(slice(4, 12), slice(6, 20))] = 1
+    config = AugmentationConfig(
+        rotate=1, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0, flip=1
+    )
+    augmentation = Augmentation(config, (1.0,) * dims)
+    image, turned = augmentation(label[None].float(), label, seed=3)
+    assert not torch.equal(turned, label)
+    assert ((image[0] > 0.5).long() == turned).float().mean() > 0.97
+    assert turned.dtype == torch.int64
+
+
+def test_intensity_changes_leave_the_label() -> None:
+    config = AugmentationConfig(
+        rotate=0, noise=1, blur=1, brightness=1, contrast=1, gamma=1, low_resolution=1
+    )
+    label = torch.randint(0, 3, (8, 8, 8), generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    changed, same = Augmentation(config, (1, 1, 1))(image, label, seed=0)
+    assert torch.equal(same, label)
+    assert changed.shape == image.shape
+    assert not torch.equal(changed, image)
+    assert torch.isfinite(changed).all()
+
+
+def test_global_metadata_tracking_is_left_as_it_was() -> None:
+    from monai.data.meta_obj import get_track_meta
+
+    before = get_track_meta()
+    augmentation = Augmentation(AugmentationConfig(), (1, 1, 1))
+    augmentation(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 8, dtype=torch.int64), seed=0)
+    assert get_track_meta() is before

@@ -1,0 +1,181 @@
+"""Preparing an image and bringing labels back: values by hand, and round trips."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from volseg.config import ConfigError
+from volseg.data.content import find_content
+from volseg.data.preprocessing import normalise, prepare
+from volseg.data.resampling import (
+    reduce_to_indices,
+    resample,
+    resample_labels,
+    resampled_shape,
+)
+from volseg.errors import DataError
+from volseg.geometry import Geometry
+from volseg.images import Image
+from volseg.inference.native_grid import restore_classes, restore_probabilities
+from volseg.planning import NetworkPlan, Normalisation, Plan
+
+ZSCORE = Normalisation(channel="MR", scheme="zscore")
+CT = Normalisation(channel="CT", scheme="ct", clip_low=-100, clip_high=200, mean=50, std=25)
+
+
+def make_plan(
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0), *normalisation: Normalisation
+) -> Plan:
+    dims = len(spacing_mm)
+    return Plan(
+        spatial_dims=dims,
+        spacing_mm=spacing_mm,
+        patch=(8,) * dims,
+        batch_size=2,
+        normalisation=normalisation or (ZSCORE,),
+        network=NetworkPlan(
+            name="unet",
+            channels=(4, 8),
+            strides=((1,) * dims, (2,) * dims),
+            kernel_sizes=((3,) * dims,) * 2,
+            deep_supervision=False,
+        ),
+    )
+
+
+def make_labels(shape: tuple[int, ...]) -> NDArray[Any]:
+    """Three boxes of different size, none symmetric to another."""
+    labels = np.zeros(shape, np.uint8)
+    labels[2:9, 3:8, 1:6] = 1
+    labels[9:14, 8:15, 6:11] = 2
+    labels[3:6, 10:14, 2:12] = 3
+    return labels
+
+
+def test_content_is_the_box_of_nonzero_voxels_of_any_channel() -> None:
+    array = np.zeros((2, 6, 7))
+    array[0, 1, 2] = -1
+    array[1, 4, 3:6] = 5
+    box = find_content(array)
+    assert (box.start, box.shape) == ((1, 2), (4, 4))
+    assert find_content(np.zeros((1, 3, 4))).shape == (3, 4)
+
+
+def test_ct_is_clipped_then_scaled() -> None:
+    values = normalise(torch.tensor([-1000.0, 50.0, 100.0, 900.0]), CT)
+    # Clip to -100..200, minus 50, over 25.
+    assert values.tolist() == [-6, 0, 2, 6]
+
+
+def test_zscore_uses_the_images_own_statistics() -> None:
+    values = normalise(torch.tensor([1.0, 3.0, 5.0, 7.0]), ZSCORE)
+    # Mean 4, population standard deviation sqrt(5).
+    assert values.numpy() == pytest.approx(np.array([-3, -1, 1, 3]) / np.sqrt(5), abs=1e-6)
+
+
+def test_zscore_inside_nonzero_leaves_zeros() -> None:
+    inside = ZSCORE.model_copy(update={"nonzero_only": True})
+    values = normalise(torch.tensor([0.0, 2.0, 4.0, 0.0]), inside)
+    assert values.tolist() == [0, -1, 1, 0]
+
+
+def test_constant_image_becomes_zero() -> None:
+    assert normalise(torch.full((2, 2), 3.0), ZSCORE).tolist() == [[0, 0], [0, 0]]
+
+
+def test_resampling_keeps_the_outer_edges() -> None:
+    # 4 voxels of 1 mm become 2 of 2 mm: each covers two old ones.
+    assert resampled_shape((4,), (1.0,), (2.0,)) == (2,)
+    ramp = torch.arange(16.0).reshape(1, 4, 4)
+    assert resample(ramp, (2, 2))[0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+
+
+def test_labels_follow_the_largest_share() -> None:
+    labels = torch.tensor([[0, 0, 7, 7, 7, 7]], dtype=torch.uint8).repeat(3, 1)
+    assert resample_labels(labels, 8, (3, 3))[0].tolist() == [0, 7, 7]
+
+
+def test_running_maximum_equals_argmax() -> None:
+    scores = torch.randn(7, 5, 6, 4, generator=torch.Generator().manual_seed(0))
+    running = reduce_to_indices(((i, scores[i]) for i in range(7)), torch.uint8)
+    assert torch.equal(running.long(), scores.argmax(0))
+
+
+def one_hot_scores(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    return torch.stack([(labels == c).float() for c in range(num_classes)])
+
+
+ORIENTATIONS = [
+    (order, signs)
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_label_returns_exactly_where_nothing_is_resampled(
+    order: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    spacing = (0.7, 0.9, 3.0)
+    affine = np.zeros((4, 4))
+    for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
+        affine[world, axis] = sign * spacing[axis]
+    affine[:, 3] = (5, -7, 11, 1)
+    tilt = np.eye(4)
+    tilt[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    labels = make_labels((16, 17, 13))
+    image = Image(np.ones((1, *labels.shape), np.float32), Geometry(labels.shape, tilt @ affine))
+    canonical = image.geometry.to_canonical(image.array)[1]
+    prepared = prepare(image, make_plan(canonical.spacing_mm), labels, 4)
+    assert prepared.label is not None
+    restored = restore_classes(one_hot_scores(prepared.label, 4), prepared.placement)
+    assert np.array_equal(restored, labels)
+
+
+def test_label_returns_nearly_after_resampling() -> None:
+    labels = np.zeros((40, 44, 16), np.uint8)
+    labels[6:30, 8:36, 3:12] = 1
+    geometry = Geometry(labels.shape, np.diag([0.8, 0.8, 2.5, 1]))
+    image = Image(np.ones((1, *labels.shape), np.float32), geometry)
+    prepared = prepare(image, make_plan((1.5, 1.5, 1.5)), labels, 2)
+    assert prepared.label is not None
+    restored = restore_classes(one_hot_scores(prepared.label, 2), prepared.placement)
+    dice = 2 * (restored & labels).sum() / (restored.sum() + labels.sum())
+    assert dice > 0.95
+
+
+def test_content_outside_the_box_is_background() -> None:
+    array = np.zeros((1, 12, 12, 12), np.float32)
+    array[0, 3:9, 2:10, 4:8] = np.random.default_rng(0).normal(5, 1, (6, 8, 4))
+    image = Image(array, Geometry((12, 12, 12), np.eye(4)))
+    prepared = prepare(image, make_plan())
+    assert prepared.image.shape == (1, 6, 8, 4)
+    scores = torch.stack([torch.zeros(6, 8, 4), torch.ones(6, 8, 4)])
+    restored = restore_classes(scores, prepared.placement)
+    assert np.array_equal(restored == 1, array[0] != 0)
+    probabilities = restore_probabilities(scores, prepared.placement)
+    assert np.array_equal(probabilities[0], array[0] == 0)
+
+
+def test_pictures_keep_their_axes() -> None:
+    array = np.arange(30, dtype=np.float32).reshape(1, 5, 6) + 1
+    prepared = prepare(Image(array, Geometry((5, 6), np.eye(4))), make_plan((1.0, 1.0)))
+    expected = (array - array.mean()) / array.std()
+    assert prepared.image.numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_wrong_number_of_axes_is_refused() -> None:
+    picture = Image(np.ones((1, 5, 6), np.float32), Geometry((5, 6), np.eye(4)))
+    with pytest.raises(DataError, match="a 2D image; expected 3D"):
+        prepare(picture, make_plan())
+
+
+def test_ct_normalisation_needs_its_numbers() -> None:
+    with pytest.raises(ConfigError, match="'ct' needs clip_low"):
+        Normalisation.parse({"channel": "CT", "scheme": "ct"}, "plan")

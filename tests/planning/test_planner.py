@@ -1,0 +1,214 @@
+"""Spacing, topology, normalisation, and the choice of width and patch for machine and time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from volseg.config import Config, load_config, with_length
+from volseg.errors import ConfigError
+from volseg.planning import Fingerprint, Machine, NetworkPlan, Plan, make_plan
+from volseg.planning.cost import compute_cost
+from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
+from volseg.planning.planner import choose_spacing, is_ct, plan_levels
+
+LAPTOP = Machine(
+    device="cpu",
+    name="laptop",
+    memory_gb=16,
+    seconds_per_gflop=0.01,
+    seconds_per_mvoxel=0.01,
+    is_measured=True,
+)
+
+
+def make_channel(name: str = "MRI", minimum: float = 0.0) -> ChannelFingerprint:
+    return ChannelFingerprint(
+        name=name,
+        mean=40,
+        std=20,
+        median=41,
+        percentile_0_5=-90,
+        percentile_99_5=150,
+        image_minimum=minimum,
+    )
+
+
+def make_fingerprint(
+    shape: tuple[int, ...] = (35, 50, 36),
+    spacings: tuple[tuple[float, ...], ...] = ((1.0, 1.0, 1.0),),
+    channel: ChannelFingerprint | None = None,
+    full_shape: tuple[int, ...] | None = None,
+) -> Fingerprint:
+    cases = tuple(
+        CaseFingerprint(
+            case_id=str(i),
+            full_shape=full_shape or shape,
+            shape=shape,
+            spacing_mm=spacing,
+            class_voxels=(100, 10),
+        )
+        for i, spacing in enumerate(spacings * 4)
+    )
+    return Fingerprint(
+        dataset="test",
+        spatial_dims=len(shape),
+        cases=cases,
+        channels=(channel or make_channel(),),
+    )
+
+
+def plan_for(fingerprint: Fingerprint, minutes: float | None, *overrides: str) -> Plan:
+    config = load_config(None, overrides)
+    if minutes:
+        config = with_length(config, minutes, None)
+    return make_plan(fingerprint, LAPTOP, config, num_classes=3).plan
+
+
+def test_spacing_is_the_median_per_axis() -> None:
+    spacings = ((1.0, 1.0, 2.0), (1.2, 1.0, 2.5), (0.8, 1.0, 2.0))
+    assert choose_spacing(make_fingerprint(spacings=spacings)) == (1.0, 1.0, 2.0)
+
+
+def test_coarse_axis_takes_its_tenth_percentile() -> None:
+    # Third axis: 5 mm against 1 mm, and 60 slices against 300 voxels: 60 * 3 < 300.
+    spacings = ((1.0, 1.0, 4.0), (1.0, 1.0, 5.0), (1.0, 1.0, 5.0), (1.0, 1.0, 6.0))
+    fingerprint = make_fingerprint((300, 300, 60), spacings)
+    expected = np.percentile([4.0, 5.0, 5.0, 6.0] * 4, 10)
+    assert choose_spacing(fingerprint) == (1.0, 1.0, expected)
+
+
+def test_levels_of_a_cube_are_halved_until_four_voxels() -> None:
+    strides, kernels = plan_levels((40, 56, 40), (1, 1, 1))
+    # 40 -> 20 -> 10 -> 5; the next would be 3 < 4, while 56 -> 7 could not go on either.
+    assert strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert kernels == ((3, 3, 3),) * 4
+
+
+def test_coarse_axis_waits_until_the_others_caught_up() -> None:
+    strides, kernels = plan_levels((96, 96, 24), (1, 1, 3.27))
+    # 1 -> 2 mm in plane before 3.27 mm is below twice the finest, so kernel 1 and stride 1 first.
+    assert strides[:3] == ((1, 1, 1), (2, 2, 1), (2, 2, 2))
+    assert kernels[:2] == ((3, 3, 1), (3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "minimum", "expected"),
+    [
+        ("CT", 0, True),
+        ("ct", 0, True),
+        ("channel_0", -1000, True),
+        ("channel_0", -3024, True),
+        ("channel_0", 0, False),
+        ("T1", -1000, False),
+    ],
+)
+def test_ct_is_known_by_name_or_by_air(name: str, minimum: float, expected: bool) -> None:
+    assert is_ct(make_channel(name, minimum)) is expected
+
+
+def test_ct_is_clipped_to_the_foreground() -> None:
+    normalisation = plan_for(make_fingerprint(channel=make_channel("CT")), 15).normalisation[0]
+    assert normalisation.scheme == "ct"
+    assert (normalisation.clip_low, normalisation.clip_high) == (-90, 150)
+    assert (normalisation.mean, normalisation.std) == (40, 20)
+
+
+def test_padded_images_are_normalised_inside() -> None:
+    padded = make_fingerprint(full_shape=(70, 100, 72))
+    assert plan_for(padded, 15).normalisation[0].nonzero_only
+    assert not plan_for(make_fingerprint(), 15).normalisation[0].nonzero_only
+
+
+def test_small_volume_is_covered_whole() -> None:
+    plan = plan_for(make_fingerprint(), 15)
+    assert plan.patch == (40, 56, 40)
+    assert plan.network.divisor == (8, 8, 8)
+
+
+def test_less_time_means_less_work_per_step() -> None:
+    fingerprint = make_fingerprint((200, 180, 160))
+
+    def step_seconds(minutes: float) -> float:
+        plan = plan_for(fingerprint, minutes)
+        return compute_cost(plan.network, plan.patch, 1, 3).step_seconds(LAPTOP, plan.batch_size)
+
+    seconds = [step_seconds(minutes) for minutes in (2, 20, 200, 2000)]
+    assert seconds == sorted(seconds)
+    assert seconds[0] < seconds[-1] / 10
+
+
+def test_ample_time_buys_the_widest_network() -> None:
+    plan = plan_for(make_fingerprint((200, 180, 160)), 100_000)
+    assert plan.network.channels[0] == 32
+    # A cube of 128^3 voxels in mm, rounded up to what the network divides.
+    assert math.prod(plan.patch) == pytest.approx(128**3, rel=0.1)
+
+
+def test_fixed_values_are_kept() -> None:
+    plan = plan_for(
+        make_fingerprint((100, 100, 100)),
+        15,
+        "plan.patch=[32, 48, 64]",
+        "plan.width=12",
+        "plan.batch_size=3",
+        "plan.spacing_mm=[2, 2, 2]",
+        "plan.num_levels=3",
+        "plan.normalisation=ct",
+    )
+    assert (plan.patch, plan.batch_size, plan.spacing_mm) == ((32, 48, 64), 3, (2, 2, 2))
+    assert plan.network.channels == (12, 24, 48)
+    assert plan.normalisation[0].scheme == "ct"
+
+
+def test_fixed_patch_must_be_divisible() -> None:
+    with pytest.raises(ConfigError, match=r"patch \(32, 50, 64\) is not divisible.*axis 1; use 48"):
+        plan_for(make_fingerprint((100, 100, 100)), 15, "plan.patch=[32, 50, 64]")
+
+
+def test_too_little_memory_is_said() -> None:
+    tiny = LAPTOP.model_copy(update={"memory_gb": 0.001})
+    with pytest.raises(ConfigError, match=r"no patch and width fit into 0\.0 GB"):
+        make_plan(make_fingerprint(), tiny, Config(), num_classes=2)
+
+
+def test_pictures_get_a_2d_plan() -> None:
+    plan = plan_for(make_fingerprint((300, 200), ((1.0, 1.0),)), 15)
+    assert plan.spatial_dims == 2
+    assert all(len(stride) == 2 for stride in plan.network.strides)
+
+
+def test_plan_file_is_readable_and_survives_a_round_trip(tmp_path: Path) -> None:
+    planned = make_plan(make_fingerprint(), LAPTOP, with_length(Config(), 15, None), 3)
+    path = tmp_path / "plan.yaml"
+    planned.plan.write_yaml(path, planned.reasons)
+    assert Plan.read_yaml(path) == planned.plan
+    assert "# Time: 15 minutes, about" in path.read_text()
+
+
+def test_edited_plan_with_a_wrong_patch_names_file_and_cure(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    plan_for(make_fingerprint(), 15).write_yaml(path)
+    path.write_text(path.read_text().replace("patch: [40, 56, 40]", "patch: [40, 50, 40]"))
+    with pytest.raises(ConfigError, match=r"plan\.yaml: patch .* on axis 1; use 48 or 56"):
+        Plan.read_yaml(path)
+
+
+def test_cost_of_a_two_level_network_by_hand() -> None:
+    network = NetworkPlan(
+        name="unet",
+        channels=(2, 4),
+        strides=((1, 1), (2, 2)),
+        kernel_sizes=((3, 3), (3, 3)),
+        deep_supervision=False,
+    )
+    cost = compute_cost(network, (4, 4), in_channels=1, num_classes=3)
+    # Level 0, 16 pixels: 9*1*2 + 9*2*2; transposed 4*2; 9*4*2 + 9*2*2; head 2*3. Level 1, 4
+    # pixels: 9*2*4 + 9*4*4.
+    products = 16 * (18 + 36 + 8 + 72 + 36 + 6) + 4 * (72 + 144)
+    assert cost.gflop == pytest.approx(2 * products / 1e9)
+    # Level 0: 2 convs, transposed conv, 2 convs of 2 channels, head of 3; level 1: 2 convs of 4.
+    assert cost.feature_mvoxels == pytest.approx((16 * (5 * 2 + 3) + 4 * 2 * 4) / 1e6)

@@ -1,0 +1,78 @@
+"""Configuration files and overrides, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from volseg.config import Config, dump_yaml, load_config, with_length
+from volseg.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+def test_override_wins_over_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("plan: {width: 32}\noptimizer: {learning_rate: 1e-3}\n")
+    config = load_config(path, ["plan.width=8", "plan.patch=[32, 32, 16]"])
+    assert (config.plan.width, config.plan.patch) == (8, (32, 32, 16))
+    assert config.optimizer.learning_rate == 0.001
+
+
+def test_config_survives_a_round_trip(tmp_path: Path) -> None:
+    config = load_config(None, ["training.minutes=4", "plan.spacing_mm=[1, 1, 2.5]"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config.model_dump(mode="json")))
+    assert Config.read_yaml(path) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["netwrk.name=x"], "unknown key 'netwrk'. Did you mean 'network'"),
+        (["network.nme=x"], "unknown key 'network.nme'. Did you mean 'network.name'"),
+        (["training.minutes=-1"], "training.minutes: input should be greater than 0"),
+        (["plan.width"], "expected key=value"),
+        (["plan.width.x=1", "plan.width=3"], "plan.width"),
+        (["plan.patch=[1"], "not valid YAML"),
+    ],
+)
+def test_wrong_override_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def test_file_is_named_in_the_error(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("optimizer: {momentum: 0.9}")
+    with pytest.raises(ConfigError, match=r"c\.yaml: unknown key 'optimizer.momentum'"):
+        load_config(path)
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not valid YAML"):
+        load_config(path)
+
+
+def test_yaml_tags_are_not_executed(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"a: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_length_is_minutes_or_epochs() -> None:
+    assert with_length(Config(), None, None).training.minutes == 60
+    assert with_length(Config(), 4, None).training.minutes == 4
+    by_epochs = with_length(load_config(None, ["training.minutes=4"]), None, 3).training
+    assert (by_epochs.minutes, by_epochs.epochs) == (None, 3)
+    with pytest.raises(ConfigError, match="both minutes and epochs"):
+        with_length(Config(), 4, 3)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_are_valid_and_commented(path: Path) -> None:
+    load_config(path)
+    assert path.read_text().startswith("#")
+    assert yaml.safe_load(path.read_text())

@@ -1,0 +1,238 @@
+"""Whole trainings on small data: what they write, refuse, resume, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from makers import make_dataset
+
+import volseg
+from volseg.config import Config, load_config
+from volseg.data.augmentation import no_augmentation
+from volseg.data.cache import build_cache
+from volseg.data.layouts import find_dataset
+from volseg.data.patches import PatchDataset, make_loader
+from volseg.errors import ConfigError, DataError
+from volseg.inference.model import build_planned_network
+from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.networks.weights import load_weights
+from volseg.planning import Plan
+from volseg.training.budget import Budget
+from volseg.training.engine import attach_counting, create_trainer, make_learner
+from volseg.training.validation import validate
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config(None, [*TINY, *overrides])
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return load_weights(run / "fold_0" / "checkpoint_last.pt")
+
+
+def is_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(is_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def test_run_folder_holds_what_the_design_says(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"dataset.json", "fingerprint.json", "plan.yaml", "splits.json", "fold_0"} <= names
+    fold = {path.name for path in (run / "fold_0").iterdir()}
+    assert {
+        "config.yaml",
+        "checkpoint_last.pt",
+        "checkpoint_best.pt",
+        "history.jsonl",
+        "progress.png",
+    } <= fold
+    assert not any(name.startswith(".") for name in fold)
+
+
+def test_history_has_a_row_per_epoch(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "fold_0" / "history.jsonl").open()]
+    assert [row["step"] for row in rows] == [6 * n for n in range(1, 11)]
+    assert rows[-1]["learning_rate"] < rows[3]["learning_rate"]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert set(rows[-1]["val_dice_by_class"]) == {"organ_3", "organ_7"}
+
+
+def test_same_seed_gives_the_same_weights(balls: Path, tmp_path: Path) -> None:
+    config = tiny("training.steps_per_epoch=3")
+    a, b = (volseg.train(balls, tmp_path / n, config=config, epochs=1) for n in "ab")
+    assert is_equal(weights(a)["network"], weights(b)["network"])
+
+
+def test_resumed_training_equals_an_undisturbed_one(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("training.steps_per_epoch=4")
+    whole = volseg.train(balls, tmp_path / "whole", config=config, epochs=3)
+    stop_at = {"step": 6}
+    update = torch.optim.AdamW.step
+
+    def stopping(self: Any, closure: Any = None) -> Any:
+        stop_at["step"] -= 1
+        if stop_at["step"] == 0:
+            raise KeyboardInterrupt
+        return update(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        volseg.train(balls, tmp_path / "parts", config=config, epochs=3)
+    monkeypatch.undo()
+    parts = volseg.train(balls, tmp_path / "parts", resume=True)
+    first, second = weights(whole), weights(parts)
+    first["counters"].pop("elapsed_s"), second["counters"].pop("elapsed_s")
+    assert is_equal(first, second)
+    rows = [json.loads(line)["step"] for line in (parts / "fold_0" / "history.jsonl").open()]
+    assert rows == [4, 8, 12]
+
+
+def test_interrupt_leaves_a_usable_model(balls: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "volseg", "train", str(balls), "-o", str(tmp_path / "run")]
+    for override in TINY:
+        command += ["--set", override]
+    process = subprocess.Popen([*command, "--epochs", "10000"], stderr=subprocess.PIPE, text=True)
+    history = tmp_path / "run" / "fold_0" / "history.jsonl"
+    while process.poll() is None and not (history.exists() and history.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "stopping after this step" in errors
+    label = volseg.Predictor.load(tmp_path / "run")(next((balls / "imagesTr").iterdir()))
+    assert label.labels.shape == (20, 18, 14)
+
+
+def test_existing_training_is_not_overwritten(run: Path, balls: Path) -> None:
+    before = (run / "fold_0" / "checkpoint_last.pt").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a training; nothing was changed"):
+        volseg.train(balls, run, epochs=1)
+    assert (run / "fold_0" / "checkpoint_last.pt").read_bytes() == before
+
+
+def test_folder_of_another_dataset_is_refused(run: Path, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "other", "msd", num_cases=5)
+    with pytest.raises(ConfigError, match=r"holds a run on .*balls"):
+        volseg.train(other, run, epochs=1)
+
+
+def test_folder_with_other_files_is_refused(balls: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        volseg.train(balls, tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fold": 7}, "fold 7; expected 0 to 4, or all"),
+        ({"fold": "some"}, "fold some; expected 0 to 4"),
+        ({"minutes": 1, "epochs": 1}, "both minutes and epochs"),
+        ({"resume": True}, "no checkpoint to resume"),
+        ({"device": "tpu9"}, "expected auto, cpu, cuda"),
+    ],
+)
+def test_wrong_option_is_refused(
+    balls: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        volseg.train(balls, tmp_path / "run", config=tiny(), **options)
+
+
+def test_edited_plan_is_used_and_contradictions_are_refused(balls: Path, tmp_path: Path) -> None:
+    from volseg.planning import plan_run
+
+    plan_run(balls, tmp_path / "run", tiny())
+    path = tmp_path / "run" / "plan.yaml"
+    path.write_text(path.read_text().replace("batch_size: 2", "batch_size: 3"))
+    with pytest.raises(ConfigError, match="the configuration sets plan values too"):
+        volseg.train(balls, tmp_path / "run", config=tiny(), epochs=1)
+    config = load_config(None, ["training.steps_per_epoch=1"])
+    volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert Plan.read_yaml(path).batch_size == 3
+
+
+def test_bad_case_stops_the_training_with_its_name(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "d", "msd", num_cases=5)
+    file = folder / "imagesTr" / "case_03.nii.gz"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"case_03\.nii\.gz"):
+        volseg.train(folder, tmp_path / "run", config=tiny(), epochs=1)
+
+
+def test_two_folds_share_plan_and_cache(balls: Path, tmp_path: Path) -> None:
+    config = tiny("training.steps_per_epoch=1", "training.num_folds=2")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1, fold="all")
+    assert {p.name for p in run.glob("fold_*")} == {"fold_0", "fold_1"}
+    predictor = volseg.Predictor.load(run)
+    assert len(predictor.model.networks) == 2
+    segmentation = predictor(next((balls / "imagesTr").iterdir()), probabilities=True)
+    assert segmentation.probabilities is not None
+    assert segmentation.probabilities.sum(0) == pytest.approx(np.ones((20, 18, 14)), abs=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_training_on_minutes_ends_in_time_at_progress_one(
+    balls: Path, tmp_path: Path, device: str
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    run = volseg.train(balls, tmp_path / "run", config=tiny(), minutes=0.03, device=device)
+    rows = [json.loads(line) for line in (run / "fold_0" / "history.jsonl").open()]
+    assert rows[-1]["progress"] == 1
+    assert rows[-1]["val_dice"] is not None
+
+
+@pytest.mark.slow
+def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
+    dataset = find_dataset(balls)
+    network = {
+        "name": "unet",
+        "channels": (8, 16, 32),
+        "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        "kernel_sizes": ((3, 3, 3),) * 3,
+        "deep_supervision": True,
+    }
+    plan = Plan(
+        spatial_dims=3,
+        spacing_mm=(1.2, 1.2, 1.2),
+        patch=(16, 16, 16),
+        batch_size=2,
+        normalisation=({"channel": "MR0", "scheme": "zscore"},),
+        network=network,
+    )
+    cases = build_cache(dataset, dataset.cases[:1], plan, tmp_path)
+    learner = make_learner(
+        build_planned_network(plan, 3),
+        MultiLevelLoss(DiceCrossEntropy(1, 1)),
+        torch.device("cpu"),
+        Budget(150),
+        Config().optimizer,
+        seed=0,
+    )
+    patches = PatchDataset(
+        cases, plan.patch, batch_size=2, foreground=0.5, augment=no_augmentation, seed=0
+    )
+    trainer = create_trainer(learner)
+    attach_counting(trainer, learner, num_rounds=1)
+    trainer.run(make_loader(patches, 0, 0, pin_memory=False), max_epochs=1, epoch_length=1000)
+    assert learner.counters.step == 150
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.network.parameters())
+    assert min(validate(learner.network, cases, plan, torch.device("cpu"))) > 0.95
