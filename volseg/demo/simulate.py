@@ -38,6 +38,10 @@ _FIELD_OF_VIEW_MM = (174.0, 210.0, 182.0)
 _CENTRE_MM = (0.0, -18.0, 5.0)
 """Middle of the template's brain."""
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "RPI", "PIR", "ASL", "LIA", "RSP")
+_SULCUS_VOXELS = 6
+"""Gaps of the brain up to twice this wide, at 1 mm, are filled with CSF."""
+_SHELL_VOXELS = 2
+"""Thickness of the CSF around the brain, at 1 mm."""
 _SHARPNESS = 3.0
 """The maps are means over 152 people. A power of them has the sharper borders of one person."""
 
@@ -163,14 +167,23 @@ def _make_template(
     white: NDArray[np.float32],
     affine: NDArray[np.float64],
 ) -> _Template:
-    """From `(*S)` maps in [0, 1]: what is brain but neither grey nor white matter is CSF."""
-    brain = (t1 > 0).astype(np.float32)
-    csf = np.clip(brain - grey - white, 0, 1)
-    tissues = np.stack([1 - brain, csf, grey * brain, white * brain])
-    labels = np.argmax(tissues, axis=0)
+    """From `(*S)` maps in [0, 1]: what the brain encloses but no tissue fills is CSF."""
+    brain = t1 > 0
+    inside = _enclose(brain).astype(np.float32)
+    csf = np.clip(inside - grey - white, 0, 1)
+    tissues = np.stack([1 - inside, csf, grey * inside, white * inside])
+    labels = np.where(brain, np.argmax(tissues, axis=0), 0)
     means = np.array([0, *(t1[labels == value].mean() for value in (1, 2, 3))], dtype=np.float32)
     texture = (t1 - np.tensordot(means, tissues, axes=1)) * brain / means[3]
     return _Template(tissues, texture, affine)
+
+
+def _enclose(brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Brain with sulci and ventricles, which the template's mask leaves out, and a thin shell."""
+    is_near = ndimage.distance_transform_edt(~brain) <= _SULCUS_VOXELS
+    closed = ndimage.distance_transform_edt(is_near) > _SULCUS_VOXELS
+    filled = ndimage.binary_fill_holes(closed)
+    return np.asarray(ndimage.distance_transform_edt(~filled) <= _SHELL_VOXELS)
 
 
 def _write_subject(
