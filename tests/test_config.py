@@ -35,7 +35,7 @@ def test_config_survives_a_round_trip(tmp_path: Path) -> None:
         (["network.nme=x"], "unknown key 'network.nme'. Did you mean 'network.name'"),
         (["training.minutes=-1"], "training.minutes: input should be greater than 0"),
         (["plan.width"], "expected key=value"),
-        (["plan.width.x=1", "plan.width=3"], "plan.width"),
+        (["plan.width=3", "plan.width.x=1"], "'width' is a value, not a section"),
         (["plan.patch=[1"], "not valid YAML"),
     ],
 )

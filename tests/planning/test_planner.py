@@ -61,11 +61,11 @@ def make_fingerprint(
     )
 
 
-def plan_for(fingerprint: Fingerprint, minutes: float | None, *overrides: str) -> Plan:
-    config = load_config(None, overrides)
-    if minutes:
-        config = with_length(config, minutes, None)
-    return make_plan(fingerprint, LAPTOP, config, num_classes=3).plan
+def plan_for(
+    fingerprint: Fingerprint, minutes: float, *overrides: str, machine: Machine = LAPTOP
+) -> Plan:
+    config = with_length(load_config(None, overrides), minutes, None)
+    return make_plan(fingerprint, machine, config, num_classes=3).plan
 
 
 def test_spacing_is_the_median_per_axis() -> None:
@@ -142,7 +142,8 @@ def test_less_time_means_less_work_per_step() -> None:
 
 
 def test_ample_time_buys_the_widest_network() -> None:
-    plan = plan_for(make_fingerprint((200, 180, 160)), 100_000)
+    workstation = LAPTOP.model_copy(update={"memory_gb": 64})
+    plan = plan_for(make_fingerprint((200, 180, 160)), 100_000, machine=workstation)
     assert plan.network.channels[0] == 32
     # A cube of 128^3 voxels in mm, rounded up to what the network divides.
     assert math.prod(plan.patch) == pytest.approx(128**3, rel=0.1)

@@ -19,59 +19,73 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
     plan, classes = facts.plan, facts.classes
     return {
         "imports": ["$import glob", "$import os", "$import numpy", "$import torch"],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/data'",
-        "image": None,
-        "output_dir": "$@bundle_root + '/eval'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "datalist": (
-            "$[{'image': @image}] if @image else "
-            "[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*.nii*')))]"
-        ),
+        **_INPUTS,
         "network_def": _network(facts),
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(plan)},
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": 1,
-            "num_workers": 0,
-        },
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(plan.patch),
-            "sw_batch_size": 1,
-            "overlap": OVERLAP,
-            "mode": "gaussian",
-            "sigma_scale": SIGMA_SCALE,
-            "device": "$torch.device('cpu')",
-        },
+        **_DATA,
+        "inferer": _inferer(plan),
         "postprocessing": {
             "_target_": "Compose",
             "transforms": _postprocessing(classes.values, str(classes.dtype)),
         },
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": f"$@bundle_root + '/{BUNDLE_WEIGHTS.as_posix()}'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-            # MONAI's engines autocast to CUDA whatever the device.
-            "amp": "$torch.cuda.is_available()",
-        },
-        "initialize": ["$torch.set_grad_enabled(False)"],
-        "run": ["$@evaluator.run()"],
+        **_EVALUATION,
+    }
+
+
+_INPUTS = {
+    "bundle_root": ".",
+    "dataset_dir": "$@bundle_root + '/data'",
+    "image": None,
+    "output_dir": "$@bundle_root + '/eval'",
+    "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+    "datalist": (
+        "$[{'image': @image}] if @image else "
+        "[{'image': f} for f in sorted(glob.glob(os.path.join(@dataset_dir, '*.nii*')))]"
+    ),
+}
+_DATA = {
+    "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+    "dataloader": {
+        "_target_": "DataLoader",
+        "dataset": "@dataset",
+        "batch_size": 1,
+        "num_workers": 0,
+    },
+}
+_EVALUATION = {
+    "handlers": [
+        {
+            "_target_": "CheckpointLoader",
+            "load_path": f"$@bundle_root + '/{BUNDLE_WEIGHTS.as_posix()}'",
+            "load_dict": {"model": "@network"},
+            "map_location": "@device",
+        }
+    ],
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+        # MONAI's engines autocast to CUDA whatever the device.
+        "amp": "$torch.cuda.is_available()",
+    },
+    "run": ["$@evaluator.run()"],
+}
+
+
+def _inferer(plan: Plan) -> dict[str, Any]:
+    return {
+        "_target_": "SlidingWindowInferer",
+        "roi_size": list(plan.patch),
+        "sw_batch_size": 1,
+        "overlap": OVERLAP,
+        "mode": "gaussian",
+        "sigma_scale": SIGMA_SCALE,
+        "device": "$torch.device('cpu')",
     }
 
 

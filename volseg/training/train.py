@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.data.augmentation import Augmentation
@@ -19,7 +21,6 @@ from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
 from volseg.data.splits import Split
 from volseg.errors import ConfigError
-from volseg.evaluation.pictures import draw_progress
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.planning import Plan, write_plan
@@ -143,58 +144,52 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config) -> Plan:
 
 def train_fold(setting: Setting, fold: int, resume: bool) -> None:
     """Train one fold from its split to its last checkpoint."""
-    run, plan = setting.run, setting.plan
-    config = open_fold(run, fold, setting.config, resume)
-    split = setting.splits[fold]
-    train_cases, validation_cases = _open_cases(setting, split)
+    folder = setting.run.fold(fold)
+    config = open_fold(setting.run, fold, setting.config, resume)
+    train_cases, validation_cases = _open_cases(setting, setting.splits[fold])
     learner = _make_learner(setting, config, fold)
-    checkpoints = Checkpoints(
-        run.fold(fold), learner.average, _resumable_parts(learner), learner.counters
-    )
+    checkpoints = Checkpoints(folder, learner.average, _resumable_parts(learner), learner.counters)
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, learner.counters.step)
-    history = History(run.fold(fold) / "history.jsonl", learner.counters.step)
+    if learner.counters.step >= learner.budget.end:
+        logger.info("fold %d is complete; nothing to do", fold)
+        return
+    history = History(folder / "history.jsonl", learner.counters.step)
+    validator = _make_validator(setting, config, validation_cases)
     trainer = create_trainer(learner)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
-    validator = Validator(
-        choose_validation(validation_cases, plan, setting.step_seconds, config.training),
-        plan,
-        setting.dataset.classes.names[1:],
-        setting.device,
-    )
     attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds)
     attach_counting(trainer, learner, num_rounds)
     attach_checkpoints(trainer, checkpoints)
+    loader = _make_loader(setting, config, train_cases, learner.counters.step)
+    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(trainer):
+        attach_bar(trainer, learner, history, update)
+        # The budget ends the training; ignite only needs a length that is never reached.
+        trainer.run(loader, max_epochs=1, epoch_length=2**62)
+    step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
+    logger.info("fold %d: %d steps in %.1f minutes -> %s", fold, step, minutes, folder)
+
+
+def _make_validator(setting: Setting, config: Config, cases: Sequence[CachedCase]) -> Validator:
+    chosen = choose_validation(cases, setting.plan, setting.step_seconds, config.training)
+    return Validator(chosen, setting.plan, setting.dataset.classes.names[1:], setting.device)
+
+
+def _make_loader(
+    setting: Setting, config: Config, cases: Sequence[CachedCase], first_step: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    plan = setting.plan
     patches = PatchDataset(
-        train_cases,
+        cases,
         plan.patch,
         batch_size=plan.batch_size,
         foreground=config.training.foreground,
         augment=Augmentation(config.augmentation, plan.spacing_mm),
         seed=config.training.seed,
     )
-    loader = make_loader(
-        patches,
-        learner.counters.step,
-        _num_workers(config, setting.device),
-        pin_memory=setting.device.type == "cuda",
-    )
-    if learner.counters.step >= learner.budget.end:
-        logger.info("fold %d is complete; nothing to do", fold)
-        return
-    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(trainer):
-        attach_bar(trainer, learner, history, update)
-        # The budget ends the training; ignite only needs a length that is never reached.
-        trainer.run(loader, max_epochs=1, epoch_length=2**62)
-    draw_progress(run.fold(fold) / "progress.png", history.rows)
-    logger.info(
-        "fold %d: %d steps in %.1f minutes -> %s",
-        fold,
-        learner.counters.step,
-        learner.counters.elapsed_s / 60,
-        run.fold(fold),
-    )
+    workers = _num_workers(config, setting.device)
+    return make_loader(patches, first_step, workers, pin_memory=setting.device.type == "cuda")
 
 
 def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
