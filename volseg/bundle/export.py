@@ -1,8 +1,8 @@
 """Write a run folder as a MONAI bundle that ``python -m monai.bundle run`` executes.
 
-The configuration names MONAI's transforms and inferer and `volseg.networks.UNet`; a bundle's
-format is code by design, so ``configs/volseg.json`` holds the same facts as plain data, and that
-is what `volseg.Predictor.load` reads.
+The configuration names MONAI's transforms and inferer, and volseg's network and resampling. A
+bundle's format is code by design, so ``configs/volseg.json`` holds the same facts as plain data, and
+that is what `volseg.Predictor.load` reads.
 """
 
 from __future__ import annotations

@@ -118,13 +118,9 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
             "allow_smaller": True,
         },
         {
-            "_target_": "Spacingd",
+            "_target_": "volseg.bundle.ResampleToSpacingd",
             "keys": "image",
-            "pixdim": list(plan.spacing_mm),
-            "mode": "bilinear",
-            "padding_mode": "border",
-            # Voxel edges stay, not voxel centres: the convention of volseg's resampling.
-            "scale_extent": True,
+            "spacing_mm": list(plan.spacing_mm),
         },
         *_normalisation(plan),
     ]
