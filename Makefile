@@ -1,6 +1,8 @@
 # Each target does its own set-up in .venv; `make demo` and `make test` are all a newcomer needs.
 PYTHON ?= python3
 BIN = .venv/bin
+# Where torch comes from, as in `make test TORCH="--index-url https://download.pytorch.org/whl/cpu"`.
+TORCH ?=
 
 .PHONY: demo test lint format setup clean
 
@@ -8,12 +10,12 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: setup
-	$(BIN)/volseg demo --output demo
+	$(BIN)/volseg demo --output demo/$$(date +%Y%m%d-%H%M%S)
 
 test: setup
 	$(BIN)/python -m pytest

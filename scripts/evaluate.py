@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
+from volseg.errors import VolsegError
 from volseg.evaluation import evaluate
 
 
@@ -22,4 +25,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except VolsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -6,9 +6,12 @@ The model is loaded once and called on one image after another.
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
 import volseg
+from volseg.errors import VolsegError
 from volseg.images import image_stem
 
 
@@ -30,4 +33,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except VolsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

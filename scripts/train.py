@@ -6,10 +6,13 @@ The same as ``volseg train``, as a starting point for a script of your own.
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
 import volseg
 from volseg.config import load_config
+from volseg.errors import VolsegError
 
 
 def main() -> None:
@@ -39,4 +42,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except VolsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -65,7 +65,9 @@ def _load(path: Path, parse: Any, kind: str, error: type[VolsegError]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise error(f"{path} does not exist.") from None
+        raise error(f"{path} does not exist; expected a {kind} file.") from None
+    except OSError as unreadable:
+        raise error(f"{path} cannot be read ({unreadable.strerror}).") from unreadable
     except (ValueError, yaml.YAMLError) as invalid:
         reason = " ".join(str(invalid).split())
         raise error(f"{path} is not valid {kind}: {reason}.") from invalid
@@ -115,7 +117,7 @@ class PlanConfig(Record):
     batch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0)] | None = None
     """Feature maps at the finest level; doubled at each coarser one."""
-    num_levels: Annotated[int, Field(gt=0)] | None = None
+    num_levels: Annotated[int, Field(ge=2)] | None = None
     normalisation: Literal["ct", "zscore"] | None = None
     """For every channel; by default from the channel's name and its values."""
 
@@ -222,15 +224,16 @@ def with_length(config: Config, minutes: float | None, epochs: int | None) -> Co
     Raises:
         ConfigError: both minutes and epochs.
     """
-    if not minutes and not epochs:
+    if minutes is None and epochs is None:
         minutes, epochs = config.training.minutes, config.training.epochs
-    if minutes and epochs:
+    if minutes is not None and epochs is not None:
         raise ConfigError("both minutes and epochs are set; expected one of them. Drop one.")
-    if not minutes and not epochs:
+    if minutes is None and epochs is None:
         minutes = DEFAULT_MINUTES
-    data = config.model_dump()
-    data["training"] |= {"minutes": minutes, "epochs": epochs}
-    return Config.parse(data, "training length")
+    length = {"minutes": minutes, "epochs": epochs}
+    TrainingConfig.parse(length, "training length")
+    # A copy, not a new parse, remembers which keys the user has set.
+    return config.model_copy(update={"training": config.training.model_copy(update=length)})
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

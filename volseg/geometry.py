@@ -119,24 +119,6 @@ class Geometry:
         grid = np.array(np.meshgrid(*[(0, size) for size in last], indexing="ij"), dtype=float)
         return np.vstack([grid.reshape(3, -1), np.ones((1, 8))])
 
-    def crop(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Geometry:
-        """The grid of ``array[start : start + shape]``; `start` may be negative (padding)."""
-        offset = np.zeros(4)
-        offset[: self.spatial_dims] = start
-        affine = self.affine.copy()
-        affine[:3, 3] += (self.affine @ offset)[:3]
-        return Geometry(shape, affine)
-
-    def resize(self, shape: tuple[int, ...]) -> Geometry:
-        """The grid of `shape` voxels over the same field of view (outer voxel edges kept)."""
-        affine = self.affine.copy()
-        for axis, (old, new) in enumerate(zip(self.shape, shape, strict=True)):
-            scale = old / new
-            # Voxel 0 keeps its outer edge: its centre moves by half the change of its width.
-            affine[:3, 3] += self.affine[:3, axis] * (scale - 1) / 2
-            affine[:3, axis] *= scale
-        return Geometry(shape, affine)
-
     def to_canonical(self, array: NDArray[Any]) -> tuple[NDArray[Any], Geometry]:
         """Permute and flip ``(..., *S)`` to the axis order closest to RAS+.
 

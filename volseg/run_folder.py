@@ -14,7 +14,7 @@ from pathlib import Path
 from volseg.atomic import write_text
 from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
-from volseg.data.splits import Split, choose_splits, read_splits, write_splits
+from volseg.data.splits import Split, choose_splits, read_splits
 from volseg.errors import ConfigError
 
 PLAN_FILE = "plan.yaml"
@@ -57,36 +57,42 @@ class RunFolder:
 def open_run(path: Path, dataset: Dataset) -> RunFolder:
     """Use `path` for `dataset`: a new or empty folder, or one that holds a run on this dataset.
 
+    A folder that was never planned is free, since its dataset may have been mended meanwhile; a
+    ``splits.json`` that waits there is the user's own.
+
     Raises:
         ConfigError: the folder holds something else.
     """
     run = RunFolder(path)
     described = path / DATASET_FILE
-    if described.exists():
+    if run.plan.exists() and described.exists():
         other = Dataset.read_json(described)
         if other != dataset:
             raise ConfigError(
                 f"{path} holds a run on {other.root} ({len(other.cases)} cases), not on "
                 f"{dataset.root} ({len(dataset.cases)} cases) as it is now. Choose another folder."
             )
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        return run
+    if path.exists() and (not path.is_dir() or _foreign_files(run)):
         raise ConfigError(
             f"{path} is not empty and holds no run; expected a new or empty folder. "
             "Choose another one."
         )
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        dataset.write_json(described)
+    path.mkdir(parents=True, exist_ok=True)
+    dataset.write_json(described)
     return run
 
 
+def _foreign_files(run: RunFolder) -> set[str]:
+    known = {DATASET_FILE, run.splits.name, run.fingerprint.name}
+    return {file.name for file in run.path.iterdir()} - known
+
+
 def open_splits(run: RunFolder, dataset: Dataset, config: Config) -> list[Split]:
-    """The run's splits: ``splits.json`` if it is there (own splits are welcome), else made now."""
+    """The run's splits: those of ``splits.json`` (own ones are welcome), else made now."""
     if run.splits.exists():
         return read_splits(run.splits, dataset.cases)
-    splits = choose_splits(dataset, config.training.num_folds, config.training.seed)
-    write_splits(run.splits, splits)
-    return splits
+    return choose_splits(dataset, config.training.num_folds, config.training.seed)
 
 
 def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config:

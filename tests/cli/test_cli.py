@@ -75,6 +75,8 @@ def test_predict_evaluate_and_report(
     assert list(written) == splits[0]["validation"]
     assert run_cli("evaluate", tmp_path / "p", balls, "-o", tmp_path / "s") == 0
     assert "organ_3" in capsys.readouterr().out
+    assert run_cli("evaluate", tmp_path / "p", balls, "-o", tmp_path / "s") == 2
+    assert "holds scores already" in error_lines(capsys)[0]
     rows = list(csv.DictReader((tmp_path / "s" / "metrics.csv").open()))
     assert {row["class_name"] for row in rows} == {"organ_3", "organ_7"}
     assert {p.name for p in (tmp_path / "s").iterdir()} == {
@@ -138,6 +140,7 @@ def test_bad_image_is_one_line_and_no_file_and_others_go_on(
         (["train", "nowhere", "-o", "run", "--set", "plan.widht=3"], 2, "plan.width"),
         (["predict", "nowhere", "-i", "x.nii", "-o", "out"], 2, "is no model"),
         (["export", "nowhere", "-o", "out"], 2, "is no model"),
+        (["train", "nowhere", "-o", "run", "--config", "."], 2, "cannot be read"),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from makers import make_dataset
+from makers import keep, make_dataset
 
 from volseg.config import AugmentationConfig
-from volseg.data.augmentation import Augmentation, no_augmentation, rotation_range
+from volseg.data.augmentation import Augmentation, rotation_range
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
@@ -146,12 +147,44 @@ def test_forced_patches_hold_foreground_of_every_class(dataset: Dataset, tmp_pat
         (4, 4, 4),
         batch_size=1,
         foreground=1.0,
-        augment=no_augmentation,
+        augment=keep,
         seed=0,
     )
     centres = [int(patches[number][1][2, 2, 2]) for number in range(60)]
     # Patches near a border are moved inside, so a few centres are off their class.
     assert min(centres.count(1), centres.count(2)) > 15
+
+
+def test_share_of_centred_patches_is_exact_on_average(dataset: Dataset, tmp_path: Path) -> None:
+    patches = make_patches(cached(dataset, tmp_path / "c"), foreground=0.75)
+    # 1.5 of 2 samples: the first always, the second every other time.
+    assert patches.num_centred == 1.5
+
+
+def test_changed_voxels_of_a_detached_header_are_noticed(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "d", "folders", num_cases=2)
+    for path in (folder / "images").iterdir():
+        image = nib.load(path)
+        pair = nib.Nifti1Pair(image.get_fdata(dtype=np.float32), image.affine)
+        nib.save(pair, path.with_name(path.name.replace(".nii.gz", ".hdr")))
+        path.unlink()
+    found = find_dataset(folder)
+    cached(found, tmp_path / "c")
+    before = entries(tmp_path / "c")
+    voxels = folder / "images" / "case_00.img"
+    data = bytearray(voxels.read_bytes())
+    data[100] ^= 1
+    voxels.write_bytes(data)
+    cached(found, tmp_path / "c")
+    assert len(entries(tmp_path / "c") - before) == 1
+
+
+def test_no_file_stays_open(dataset: Dataset, tmp_path: Path) -> None:
+    cases = cached(dataset, tmp_path / "c")
+    for _ in range(50):
+        make_patches(cases)[0]
+    open_files = [os.readlink(f) for f in Path("/proc/self/fd").iterdir() if f.exists()]
+    assert not any(".npy" in name for name in open_files)
 
 
 def test_volume_smaller_than_the_patch_is_padded_around() -> None:

@@ -116,7 +116,10 @@ def test_edited_plan_is_noticed(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
     plan = copy / "plan.yaml"
     plan.write_text(plan.read_text().replace("channels: [4, 8, 16]", "channels: [4, 8, 12]"))
-    with pytest.raises(DataError, match="weights do not fit the plan's network"):
+    with pytest.raises(ConfigError, match="was trained with network"):
+        volseg.Predictor.load(copy)
+    plan.write_text((run / "plan.yaml").read_text().replace("1.2", "1.3"))
+    with pytest.raises(ConfigError, match="was trained with spacing_mm"):
         volseg.Predictor.load(copy)
 
 

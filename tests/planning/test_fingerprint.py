@@ -22,9 +22,9 @@ def test_fingerprint_of_generated_cases(tmp_path: Path) -> None:
     voxels = np.concatenate([i[lab > 0] for i, lab in zip(images, labels, strict=True)])
     channel = fingerprint.channels[0]
     assert fingerprint.median_spacing_mm == pytest.approx((1, 1.5, 3))
-    assert fingerprint.class_voxels == tuple(
-        sum(int((lab == v).sum()) for lab in labels) for v in (0, 1, 2)
-    )
+    assert [case.class_voxels for case in fingerprint.cases] == [
+        tuple(int((lab == v).sum()) for v in (0, 1, 2)) for lab in labels
+    ]
     assert channel.mean == pytest.approx(voxels.mean(), rel=1e-5)
     assert channel.std == pytest.approx(voxels.std(), rel=1e-5)
     assert channel.percentile_99_5 == pytest.approx(np.percentile(voxels, 99.5), rel=1e-5)

@@ -149,6 +149,28 @@ def test_ample_time_buys_the_widest_network() -> None:
     assert math.prod(plan.patch) == pytest.approx(128**3, rel=0.1)
 
 
+def test_spare_time_buys_a_larger_batch() -> None:
+    fast = LAPTOP.model_copy(
+        update={"memory_gb": 80, "seconds_per_gflop": 1e-5, "seconds_per_mvoxel": 1e-5}
+    )
+    cases = ((1.0, 1.0, 1.0),) * 50
+    plan = plan_for(make_fingerprint(spacings=cases), 10, machine=fast)
+    # 200 volumes that one patch covers: a twentieth of their voxels is ten patches; 2, 4, 8.
+    assert plan.batch_size == 8
+    assert plan_for(make_fingerprint(spacings=cases), 10).batch_size == 2
+
+
+def test_tiny_volume_gets_two_levels() -> None:
+    plan = plan_for(make_fingerprint((6, 5, 4)), 10)
+    assert plan.network.strides == ((1, 1, 1), (2, 2, 2))
+    assert plan.patch == (6, 6, 4)
+
+
+def test_patch_of_another_number_of_axes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"plan\.patch \(8, 8\); expected 3 values"):
+        plan_for(make_fingerprint(), 15, "plan.patch=[8, 8]")
+
+
 def test_fixed_values_are_kept() -> None:
     plan = plan_for(
         make_fingerprint((100, 100, 100)),

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from makers import make_dataset
+from ignite.engine import Events
+from makers import keep, make_dataset
 
 import volseg
 from volseg.config import Config, load_config
-from volseg.data.augmentation import no_augmentation
 from volseg.data.cache import build_cache
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
@@ -36,8 +36,12 @@ def tiny(*overrides: str) -> Config:
     return load_config(None, [*TINY, *overrides])
 
 
+def weights_of(run: Path, fold: int) -> dict[str, Any]:
+    return load_weights(run / f"fold_{fold}" / "checkpoint_last.pt")
+
+
 def weights(run: Path) -> dict[str, Any]:
-    return load_weights(run / "fold_0" / "checkpoint_last.pt")
+    return weights_of(run, 0)
 
 
 def is_equal(a: Any, b: Any) -> bool:
@@ -145,7 +149,8 @@ def test_folder_with_other_files_is_refused(balls: Path, tmp_path: Path) -> None
         ({"fold": 7}, "fold 7; expected 0 to 4, or all"),
         ({"fold": "some"}, "fold some; expected 0 to 4"),
         ({"minutes": 1, "epochs": 1}, "both minutes and epochs"),
-        ({"resume": True}, "no checkpoint to resume"),
+        ({"resume": True, "minutes": 3}, "keeps the configuration it began with"),
+        ({"minutes": 0}, "minutes: input should be greater than 0"),
         ({"device": "tpu9"}, "expected auto, cpu, cuda"),
     ],
 )
@@ -156,15 +161,45 @@ def test_wrong_option_is_refused(
         volseg.train(balls, tmp_path / "run", config=tiny(), **options)
 
 
+def test_nothing_to_resume_is_said(balls: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint to resume"):
+        volseg.train(balls, tmp_path / "run", resume=True)
+
+
+def test_all_folds_go_on_where_they_were_stopped(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("training.steps_per_epoch=2", "training.num_folds=3")
+    module = sys.modules["volseg.training.train"]
+    started = module.create_trainer
+
+    def interrupt_second_fold(learner: Any) -> Any:
+        trainer = started(learner)
+        if (tmp_path / "run" / "fold_1").exists():
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), trainer.interrupt)
+        return trainer
+
+    monkeypatch.setattr(module, "create_trainer", interrupt_second_fold)
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=2, fold="all")
+    assert not (run / "fold_2").exists()
+    monkeypatch.undo()
+    volseg.train(balls, run, fold="all", resume=True)
+    assert [weights_of(run, fold)["counters"]["step"] for fold in range(3)] == [4, 4, 4]
+
+
 def test_edited_plan_is_used_and_contradictions_are_refused(balls: Path, tmp_path: Path) -> None:
     from volseg.planning import plan_run
 
     plan_run(balls, tmp_path / "run", tiny())
     path = tmp_path / "run" / "plan.yaml"
     path.write_text(path.read_text().replace("batch_size: 2", "batch_size: 3"))
-    with pytest.raises(ConfigError, match="the configuration sets plan values too"):
-        volseg.train(balls, tmp_path / "run", config=tiny(), epochs=1)
-    config = load_config(None, ["training.steps_per_epoch=1"])
+    other = tiny("plan.batch_size=2")
+    with pytest.raises(ConfigError, match="the configuration contradicts its batch_size"):
+        volseg.train(balls, tmp_path / "run", config=other, epochs=1)
+    flat = tiny("network.deep_supervision=false")
+    with pytest.raises(ConfigError, match=r"contradicts its network\.deep_supervision"):
+        volseg.train(balls, tmp_path / "run", config=flat, epochs=1)
+    config = tiny("training.steps_per_epoch=1")
     volseg.train(balls, tmp_path / "run", config=config, epochs=1)
     assert Plan.read_yaml(path).batch_size == 3
 
@@ -175,6 +210,26 @@ def test_bad_case_stops_the_training_with_its_name(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DataError, match=r"case_03\.nii\.gz"):
         volseg.train(folder, tmp_path / "run", config=tiny(), epochs=1)
+
+
+def test_mended_dataset_may_use_the_folder_of_the_failed_attempt(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "d", "folders", num_cases=6)
+    (folder / "images" / "case_03.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"case_03\.nii\.gz"):
+        volseg.train(folder, tmp_path / "run", config=tiny(), epochs=1)
+    (folder / "images" / "case_03.nii.gz").unlink()
+    (folder / "labels" / "case_03.nii.gz").unlink()
+    volseg.train(folder, tmp_path / "run", config=tiny("training.steps_per_epoch=1"), epochs=1)
+
+
+def test_own_splits_are_used(balls: Path, tmp_path: Path) -> None:
+    split = {"train": ["case_00", "case_01"], "validation": ["case_04"]}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "splits.json").write_text(json.dumps([split]))
+    config = tiny("training.steps_per_epoch=1")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert json.loads((run / "splits.json").read_text()) == [split]
+    assert {p.name[:7] for p in (run / "cache").iterdir()} == {"case_00", "case_01", "case_04"}
 
 
 def test_two_folds_share_plan_and_cache(balls: Path, tmp_path: Path) -> None:
@@ -227,9 +282,7 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
         Config().optimizer,
         seed=0,
     )
-    patches = PatchDataset(
-        cases, plan.patch, batch_size=2, foreground=0.5, augment=no_augmentation, seed=0
-    )
+    patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=0.5, augment=keep, seed=0)
     trainer = create_trainer(learner)
     attach_counting(trainer, learner, num_rounds=1)
     trainer.run(make_loader(patches, 0, 0, pin_memory=False), max_epochs=1, epoch_length=1000)

@@ -1,8 +1,8 @@
 """Write a run folder as a MONAI bundle that ``python -m monai.bundle run`` executes.
 
 The configuration names MONAI's transforms and inferer, and volseg's network and resampling. A
-bundle's format is code by design, so ``configs/volseg.json`` holds the same facts as plain data, and
-that is what `volseg.Predictor.load` reads.
+bundle's format is code by design, so ``configs/volseg.json`` holds the same facts as plain data,
+and that is what `volseg.Predictor.load` reads.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def export_bundle(
         ConfigError: `output` is not empty, or the fold is not clear or not trained.
     """
     run, output = Path(run), Path(output)
+    if (run / BUNDLE_FILE).exists():
+        raise ConfigError(f"{run} is a bundle already; expected a run folder. Copy it instead.")
     facts = read_facts(run)
     weights = find_weights(run, None if fold is None else (fold,), checkpoint)
     if len(weights) > 1:

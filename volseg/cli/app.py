@@ -71,7 +71,9 @@ def check(dataset: DatasetPath, as_json: AsJson = False) -> None:
         _print_json({"errors": errors, "findings": [f.model_dump(mode="json") for f in findings]})
     else:
         for finding in findings:
-            typer.echo(f"{finding.severity}: {finding.file}: {finding.problem} {finding.cure}")
+            typer.echo(
+                f"{finding.severity}: {finding.file}: {finding.problem.rstrip('.')}. {finding.cure}"
+            )
         classes = found.classes
         named = ", ".join(f"{n}={v}" for n, v in zip(classes.names, classes.values, strict=True))
         typer.echo(
@@ -91,7 +93,7 @@ def plan(
     minutes: Minutes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write fingerprint.json and plan.yaml into a run folder, for this machine and this time."""
+    """Write fingerprint.json and plan.yaml for this CPU and this time; edit before training."""
     from volseg.config import load_config, with_length
     from volseg.planning import plan_run
 
@@ -191,12 +193,13 @@ def evaluate(
         Path, typer.Argument(help="Folder of reference label maps, dataset, or run folder.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the scores.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace scores.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score predictions: metrics.csv, summary.json and, for a dataset, a montage of cases."""
     from volseg.cli.scoring import format_summary, score
 
-    evaluation = score(predictions, references, output)
+    evaluation = score(predictions, references, output, overwrite)
     if as_json:
         _print_json(evaluation.summary.model_dump(mode="json"))
     else:

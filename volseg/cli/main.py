@@ -16,8 +16,6 @@ import typer
 from volseg.cli.app import app
 from volseg.errors import VolsegError
 
-INTERRUPTED = 130
-
 
 class _Terminal(logging.Handler):
     """Log lines of the library on standard error, above a progress bar if there is one."""
@@ -37,9 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(arguments, prog_name="volseg")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return INTERRUPTED
     except Exception as error:
         return _report(error, is_debugging)
     return 0

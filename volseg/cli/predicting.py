@@ -57,7 +57,13 @@ def predict_validation(model: Path, images: Sequence[Path], options: PredictOpti
     dataset = Dataset.read_json(model / DATASET_FILE)
     splits = read_splits(run.splits, dataset.cases)
     result = BatchResult({}, {})
-    for fold in options.folds or trained_folds(model, options.checkpoint):
+    folds = options.folds or trained_folds(model, options.checkpoint)
+    if not folds or max(folds) >= len(splits):
+        raise ConfigError(
+            f"{model} has trained folds {folds} and {len(splits)} splits; expected a trained fold "
+            "and its split. Train first, or restore splits.json."
+        )
+    for fold in folds:
         fold_options = replace(options, folds=(fold,))
         cases = select_cases(dataset, splits[fold].validation)
         part = _predict(_load(model, fold_options), cases, fold_options)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
-from volseg.errors import DataError
+from volseg.errors import ConfigError, DataError
 from volseg.evaluation import Evaluation, evaluate
 from volseg.evaluation.report import score_dataset
 from volseg.images import IMAGE_SUFFIXES
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
 
 
-def score(predictions: Path, references: Path, output: Path) -> Evaluation:
+def score(predictions: Path, references: Path, output: Path, overwrite: bool = False) -> Evaluation:
     """Score a folder of predictions.
 
     Args:
@@ -22,10 +22,17 @@ def score(predictions: Path, references: Path, output: Path) -> Evaluation:
         references: a dataset, the run folder that was trained on one, or a folder of label files.
         output: folder for ``metrics.csv`` and ``summary.json``; for a dataset, whose images are
             known, also ``montage.png`` and ``report.html``.
+        overwrite: replace scores that are there.
 
     Raises:
+        ConfigError: `output` holds scores already.
         DataError: nothing matches.
     """
+    if (output / "summary.json").exists() and not overwrite:
+        raise ConfigError(
+            f"{output} holds scores already; nothing was changed. Choose another folder, or "
+            "--overwrite."
+        )
     dataset = _find_references(references)
     if dataset is None:
         return evaluate(predictions, references, output)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
@@ -59,7 +58,8 @@ def _make_transforms(config: AugmentationConfig, spacing_mm: Sequence[float]) ->
             # MONAI adds 1 to the drawn value and samples the patch at that many times its grid.
             scale_range=[(-config.scale, config.scale)] * dims,
             mode=("bilinear", "nearest"),
-            padding_mode=("border", "zeros"),
+            # The same for both, or a structure that is continued outside would be background.
+            padding_mode="border",
         ),
         *[
             RandFlipd(keys=("image", "label"), prob=config.flip, spatial_axis=axis)
@@ -93,8 +93,3 @@ def rotation_range(degrees: float, spacing_mm: Sequence[float]) -> list[float] |
     if not any(is_coarse):
         return [radians] * 3
     return [radians if coarse and sum(is_coarse) == 1 else 0.0 for coarse in is_coarse]
-
-
-def no_augmentation(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The patch as it is."""
-    return torch.as_tensor(image), label

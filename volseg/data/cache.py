@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,20 +36,40 @@ FOREGROUND_VOXELS = 10_000
 """Positions kept per class and case; patches are centred on them."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class CachedCase:
-    """A prepared case; arrays are memory maps.
+    """A prepared case. Arrays are mapped anew at each access, so that no file stays open.
 
     Attributes:
-        image: (C, *S) float16, normalised, at the plan's spacing.
-        label: (*S) class indices.
-        foreground: one (n, spatial_dims) array of voxel positions per foreground class present.
+        folder: the entry.
+        case_id: of the case.
+        foreground_counts: stored positions of each foreground class.
     """
 
+    folder: Path
     case_id: str
-    image: NDArray[np.float16]
-    label: NDArray[np.uint8]
-    foreground: tuple[NDArray[np.int32], ...]
+    foreground_counts: tuple[int, ...]
+
+    @property
+    def image(self) -> NDArray[np.float16]:
+        """(C, *S), normalised, at the plan's spacing."""
+        return self._map("image")
+
+    @property
+    def label(self) -> NDArray[np.uint8]:
+        """(*S) class indices."""
+        return self._map("label")
+
+    @property
+    def foreground(self) -> tuple[NDArray[np.int32], ...]:
+        """One (n, spatial_dims) array of voxel positions per foreground class present."""
+        positions = self._map("foreground")
+        split = itertools.accumulate(self.foreground_counts, initial=0)
+        return tuple(positions[a:b] for a, b in itertools.pairwise(split) if b > a)
+
+    def _map(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return array
 
 
 def build_cache(
@@ -87,16 +108,9 @@ def build_cache(
 
 
 def open_case(folder: Path) -> CachedCase:
-    """Map the arrays of one entry."""
-    offsets = json.loads((folder / "case.json").read_text())
-    positions = np.load(folder / "foreground.npy", mmap_mode="r")
-    split = np.cumsum([0, *offsets["foreground_counts"]])
-    return CachedCase(
-        case_id=offsets["case_id"],
-        image=np.load(folder / "image.npy", mmap_mode="r"),
-        label=np.load(folder / "label.npy", mmap_mode="r"),
-        foreground=tuple(positions[a:b] for a, b in itertools.pairwise(split) if b > a),
-    )
+    """Take up one entry."""
+    facts = json.loads((folder / "case.json").read_text())
+    return CachedCase(folder, facts["case_id"], tuple(facts["foreground_counts"]))
 
 
 def _cache_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Path:
@@ -132,11 +146,19 @@ def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)
     for path in (*case.images, case.label):
         if path is not None:
-            digest.update(_read_bytes(path))
+            for file in _files_of(path):
+                digest.update(_hash_file(file))
     return digest.hexdigest()
 
 
-def _read_bytes(path: Path) -> bytes:
+def _files_of(path: Path) -> list[Path]:
+    """The file, and what lies beside it where a format keeps header and voxels apart."""
+    if path.suffix.lower() not in (".hdr", ".img", ".mhd", ".nhdr"):
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+
+
+def _hash_file(path: Path) -> bytes:
     try:
         return hashlib.blake2b(path.read_bytes()).digest()
     except FileNotFoundError:

@@ -29,6 +29,10 @@ LARGEST_SPACING_RATIO = 3.0
 its header is more often wrong than right."""
 
 
+MAX_READERS = 8
+"""Each reader holds one file: more cost memory, and one disk serves no more."""
+
+
 class Finding(Record):
     """One problem of one file. An error stops a training; a warning asks for a look."""
 
@@ -78,7 +82,7 @@ def check_dataset(
     """
     cases = (*dataset.cases, *dataset.unlabelled)
     checked = []
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_READERS))
     try:
         for case in pool.map(partial(_check_case, dataset=dataset), cases):
             checked.append(case)

@@ -29,7 +29,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         cases: at least one.
         patch: voxels per axis; volumes that are smaller are padded with zeros around.
         batch_size: samples per step.
-        foreground: share of each batch centred on a foreground voxel, rounded up.
+        foreground: share of the samples that are centred on a foreground voxel.
         augment: applied to each patch.
         seed: of everything random.
     """
@@ -48,20 +48,23 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             raise ConfigError("no case to train on; expected at least one. Check the split.")
         self.cases, self.patch = list(cases), tuple(patch)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
-        self.num_random = int(batch_size * (1 - foreground))
+        self.num_centred = batch_size * foreground
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         """Image (C, *P) float32 and label (*P) int64."""
         step, i = divmod(number, self.batch_size)
         rng = np.random.default_rng((self.seed, step, i))
         case = self.cases[self._case_index(number)]
-        if i < self.num_random or not case.foreground:
-            start = _random_start(rng, case.label.shape, self.patch)
+        labels, foreground = case.label, case.foreground
+        # Each batch has the whole part of its centred samples, and one more by chance.
+        is_centred = rng.random() < self.num_centred - i
+        if is_centred and foreground:
+            voxels = foreground[rng.integers(len(foreground))]
+            start = _centred_start(voxels[rng.integers(len(voxels))], labels.shape, self.patch)
         else:
-            voxels = case.foreground[rng.integers(len(case.foreground))]
-            start = _centred_start(voxels[rng.integers(len(voxels))], case.label.shape, self.patch)
+            start = _random_start(rng, labels.shape, self.patch)
         image = torch.from_numpy(cut(case.image, start, self.patch).astype(np.float32))
-        label = torch.from_numpy(cut(case.label, start, self.patch).astype(np.int64))
+        label = torch.from_numpy(cut(labels, start, self.patch).astype(np.int64))
         return self.augment(image, label, int(rng.integers(2**32)))
 
     def _case_index(self, number: int) -> int:

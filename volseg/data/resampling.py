@@ -1,7 +1,7 @@
 """Change the number of voxels over the same field of view: intensities, labels and logits.
 
-Source and result share their outer voxel edges (`Geometry.resize`), so that going there and back
-shifts nothing. Interpolation is linear along each axis.
+Source and result share their outer voxel edges (4 voxels of 1 mm become 2 of 2 mm), so that going
+there and back shifts nothing. Interpolation is linear along each axis.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from volseg.config import Config
 from volseg.data.cases import Dataset
-from volseg.data.layouts import find_dataset
 from volseg.data.splits import read_splits
 from volseg.demo.simulate import simulate_dataset
 from volseg.errors import ConfigError
@@ -68,13 +67,12 @@ def run_demo(
 def _held_out(dataset: Path, run: RunFolder) -> Dataset:
     """The dataset with only the cases that were not trained on."""
     described = Dataset.read_json(run.path / DATASET_FILE)
-    tests = dataset / "labelsTs"
-    if tests.is_dir():
-        labelled = [
-            case.model_copy(update={"label": label})
-            for case in find_dataset(dataset).unlabelled
-            for label in tests.glob(f"{case.case_id}.nii.gz")
-        ]
+    labelled = [
+        case.model_copy(update={"label": label})
+        for case in described.unlabelled
+        if (label := dataset / "labelsTs" / f"{case.case_id}.nii.gz").is_file()
+    ]
+    if labelled:
         return described.model_copy(update={"cases": tuple(labelled), "unlabelled": ()})
     split = read_splits(run.splits, described.cases)[0]
     return described.model_copy(update={"cases": tuple(select_cases(described, split.validation))})

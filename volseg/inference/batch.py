@@ -47,7 +47,12 @@ def predict_cases(
         ConfigError: an output exists already and `overwrite` is off, or is an input.
     """
     targets = {case.case_id: output / f"{case.case_id}{suffix}" for case in cases}
-    _refuse_overwriting(cases, targets, overwrite)
+    maps = {
+        case.case_id: output / f"{case.case_id}_probabilities{suffix}"
+        for case in cases
+        if probabilities
+    }
+    _refuse_overwriting(cases, [*targets.values(), *maps.values()], overwrite)
     result = BatchResult({}, {})
     for done, case in enumerate(cases, start=1):
         target = targets[case.case_id]
@@ -58,7 +63,7 @@ def predict_cases(
             result.failed[case.case_id] = str(error)
         else:
             if probabilities:
-                segmentation.save_probabilities(output / f"{case.case_id}_probabilities{suffix}")
+                segmentation.save_probabilities(maps[case.case_id])
             segmentation.save(target)
             result.written[case.case_id] = target
         if on_case:
@@ -66,9 +71,9 @@ def predict_cases(
     return result
 
 
-def _refuse_overwriting(cases: Sequence[Case], targets: dict[str, Path], overwrite: bool) -> None:
+def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path], overwrite: bool) -> None:
     inputs = {image.resolve() for case in cases for image in case.images}
-    for target in targets.values():
+    for target in targets:
         if target.resolve() in inputs:
             raise ConfigError(
                 f"{target} is an input image; expected an output folder of its own. Change -o."

@@ -6,9 +6,10 @@ A run folder holds ``plan.yaml``, ``dataset.json`` and ``fold_K/checkpoint_*.pt`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -129,6 +130,21 @@ def build_planned_network(plan: Plan, num_classes: int) -> nn.Module:
     )
 
 
+def check_same_plan(state: Mapping[str, Any], plan: Plan, path: Path) -> None:
+    """Refuse a plan that was edited after training: images would be prepared in another way.
+
+    Raises:
+        ConfigError: names the first value that differs.
+    """
+    trained, now = state["plan"], plan.model_dump(mode="json")
+    for key in now:
+        if trained.get(key) != now[key]:
+            raise ConfigError(
+                f"{path} was trained with {key} {trained.get(key)}, but {PLAN_FILE} says "
+                f"{now[key]}. Restore {PLAN_FILE}, or train again in a new folder."
+            )
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` is the first CUDA device, else the CPU.
 
@@ -142,6 +158,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device {name}; expected auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}; expected auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError(
             f"device {name} is not there; this machine has {torch.cuda.device_count()} CUDA "
@@ -153,11 +171,14 @@ def choose_device(name: str) -> torch.device:
 def _load_network(facts: ModelFacts, path: Path, device: torch.device) -> nn.Module:
     network = build_planned_network(facts.plan, facts.classes.num_classes)
     state = load_weights(path, device)
+    # A bundle's weights stand alone, as MONAI wants them; its plan is no file to edit.
+    if "plan" in state:
+        check_same_plan(state, facts.plan, path)
     try:
         network.load_state_dict(state.get("network", state))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: the weights do not fit the plan's network. Was {PLAN_FILE} edited after "
-            "training? Restore it, or train again."
+            f"{path}: the weights do not fit the plan's network; expected those that were trained "
+            "with it. Copy the model folder again from its source."
         ) from error
     return network.to(device).eval()

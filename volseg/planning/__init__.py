@@ -7,7 +7,7 @@ from volseg.planning.fingerprint import Fingerprint, compute_fingerprint
 from volseg.planning.machine import Machine, describe_cpu
 from volseg.planning.plan import NetworkPlan, Normalisation, Plan
 from volseg.planning.planner import PlannedTraining, make_plan
-from volseg.planning.writing import plan_run, write_plan
+from volseg.planning.writing import find_contradiction, plan_run, write_plan
 
 __all__ = [
     "Fingerprint",
@@ -18,6 +18,7 @@ __all__ = [
     "PlannedTraining",
     "compute_fingerprint",
     "describe_cpu",
+    "find_contradiction",
     "make_plan",
     "plan_run",
     "write_plan",

@@ -22,6 +22,10 @@ VOXELS_PER_CASE = 20_000
 """Foreground voxels drawn per case for the intensity statistics."""
 
 
+MAX_READERS = 8
+"""Each reader holds one case: more cost memory, and one disk serves no more."""
+
+
 class CaseFingerprint(Record):
     """One case: its grid, and how many voxels each class has."""
 
@@ -63,11 +67,6 @@ class Fingerprint(Record):
         """Median share of the volume that is left after cropping to content."""
         return float(np.median([np.prod(c.shape) / np.prod(c.full_shape) for c in self.cases]))
 
-    @property
-    def class_voxels(self) -> tuple[int, ...]:
-        """Voxels of each class over all cases."""
-        return tuple(int(n) for n in np.sum([c.class_voxels for c in self.cases], axis=0))
-
 
 def compute_fingerprint(
     dataset: Dataset, on_case: Callable[[int, int], None] | None = None
@@ -82,15 +81,19 @@ def compute_fingerprint(
         DataError: the first bad case, and how many there are.
     """
     results, errors = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_READERS)) as pool:
         futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
-        for done, future in enumerate(futures, start=1):
-            try:
-                results.append(future.result())
-            except DataError as error:
-                errors.append(error)
-            if on_case:
-                on_case(done, len(futures))
+        try:
+            for done, future in enumerate(futures, start=1):
+                try:
+                    results.append(future.result())
+                except DataError as error:
+                    errors.append(error)
+                if on_case:
+                    on_case(done, len(futures))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     if errors:
         more = f" ({len(errors) - 1} more bad cases.)" if len(errors) > 1 else ""
         raise DataError(f"{errors[0]}{more} `volseg check {dataset.root}` lists all.")

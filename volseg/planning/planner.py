@@ -33,12 +33,17 @@ WIDTHS = (32, 24, 16)
 NARROWEST = 8
 """Only for trainings that would otherwise hardly begin."""
 BATCH_SIZE = {2: 12, 3: 2}
+"""The smallest; two hold a foreground and a random patch."""
 GOOD_STEPS = 2500
 """Below this a narrower network, which makes more steps, is the better use of the time."""
 ENOUGH_STEPS = 1000
 """Below this a smaller patch is, down to `SMALL_PATCH_VOXELS`."""
 FEW_STEPS = 200
 """Below this even the narrowest network is."""
+AMPLE_STEPS = 20_000
+"""Above this a larger batch is the better use of the time."""
+BATCH_SHARE = 0.05
+"""A batch holds at most this share of the dataset's voxels (nnU-Net's)."""
 MEMORY_SHARE = 0.6
 TRAINING_SHARE = 0.9
 """Share of the user's minutes that is spent in training steps; the rest validates."""
@@ -72,6 +77,10 @@ def make_plan(
     if len(spacing) != fingerprint.spatial_dims:
         raise ConfigError(
             f"plan.spacing_mm {spacing}; expected {fingerprint.spatial_dims} values, one per axis."
+        )
+    if fixed.patch and len(fixed.patch) != fingerprint.spatial_dims:
+        raise ConfigError(
+            f"plan.patch {fixed.patch}; expected {fingerprint.spatial_dims} values, one per axis."
         )
     search = _Search(fingerprint, machine, config, num_classes, tuple(spacing))
     network, patch, batch_size = search.run()
@@ -153,6 +162,9 @@ def plan_levels(
         can_halve = [n >= 2 * MIN_LEVEL_SIZE for n in size]
         finest = min((s for s, ok in zip(spacing, can_halve, strict=True) if ok), default=0.0)
         halve = [ok and s < 2 * finest for s, ok in zip(spacing, can_halve, strict=True)]
+        if len(strides) == 1 and not any(halve):
+            # A network has two levels at least; a tiny volume is padded for the second.
+            halve = [n > 1 for n in size]
         if not any(halve) or len(strides) == (max_levels or math.inf):
             break
         strides.append(tuple(2 if h else 1 for h in halve))
@@ -181,12 +193,9 @@ class _Search:
             np.array(case.shape) * np.array(case.spacing_mm) / np.array(spacing_mm)
             for case in fingerprint.cases
         ]
+        self.dataset_voxels = float(sum(np.prod(shape) for shape in shapes))
         self.median_shape = tuple(max(1, round(n)) for n in np.median(shapes, axis=0))
-        self.batch_size = config.plan.batch_size or self._default_batch(shapes)
-
-    def _default_batch(self, shapes: list[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> int:
-        """At least two, so that one batch can hold a foreground and a random patch."""
-        return min(BATCH_SIZE[self.dims], max(2, len(shapes)))
+        self.batch_size = config.plan.batch_size or BATCH_SIZE[self.dims]
 
     def run(self) -> tuple[NetworkPlan, tuple[int, ...], int]:
         """Narrow the network first, then shrink the patch, then narrow further."""
@@ -205,7 +214,20 @@ class _Search:
             )
         width, patch, _ = next((c for c in fitting if self._steps(*c[:2]) >= c[2]), fitting[-1])
         network = self._network(width, patch)
+        self._use_spare_time(width, patch)
         return network, self._pad(patch, network), self.batch_size
+
+    def _use_spare_time(self, width: int, patch: tuple[int, ...]) -> None:
+        """Double the batch while time and memory allow, up to a share of the dataset's voxels."""
+        if self.config.plan.batch_size or self.config.training.minutes is None:
+            return
+        most = BATCH_SHARE * self.dataset_voxels / math.prod(patch)
+        while 2 * self.batch_size <= most:
+            self.batch_size *= 2
+            has_time = self._steps(width, patch) >= AMPLE_STEPS
+            if not has_time or self._cost(width, patch)[1] > self._memory_limit():
+                self.batch_size //= 2
+                return
 
     def _patches(self) -> list[tuple[int, ...]]:
         """From the median volume (or what memory usually holds) down, aspect in mm kept cubic."""

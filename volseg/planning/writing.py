@@ -12,6 +12,7 @@ from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError
 from volseg.planning.fingerprint import compute_fingerprint
 from volseg.planning.machine import Machine, describe_cpu
+from volseg.planning.plan import Plan
 from volseg.planning.planner import PlannedTraining, make_plan
 from volseg.progress import show_progress
 from volseg.run_folder import RunFolder, open_run
@@ -63,3 +64,26 @@ def write_plan(
         run.plan,
     )
     return planned
+
+
+def find_contradiction(plan: Plan, config: Config) -> str | None:
+    """Name of the first value of `plan` that `config` sets to something else, or None.
+
+    A configuration that says the same as the plan, or leaves it open, is no contradiction.
+    """
+    network = plan.network
+    values = {
+        "spacing_mm": plan.spacing_mm,
+        "patch": plan.patch,
+        "batch_size": plan.batch_size,
+        "width": network.channels[0],
+        "num_levels": len(network.channels),
+        "normalisation": "/".join(sorted({n.scheme for n in plan.normalisation})),
+    }
+    for key, wanted in config.plan.model_dump(exclude_none=True).items():
+        if wanted != values[key]:
+            return key
+    for key in config.network.model_fields_set:
+        if getattr(config.network, key) != getattr(network, key):
+            return f"network.{key}"
+    return None

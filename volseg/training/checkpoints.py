@@ -7,15 +7,16 @@ resumed training needs. Only tensors and plain values are stored, so loading nev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
+from volseg.inference.model import check_same_plan
 from volseg.networks.weights import load_weights, save_weights
+from volseg.planning import Plan
 from volseg.run_folder import BEST, LAST
 
 
@@ -26,6 +27,10 @@ class Counters:
     step: int = 0
     elapsed_s: float = 0.0
     best_dice: float = -1.0
+    validation: list[str] = field(default_factory=list)
+    """Ids of the cases that validate, chosen once."""
+    validate_every: int = 1
+    """In rounds."""
 
 
 class Checkpoints:
@@ -33,6 +38,7 @@ class Checkpoints:
 
     Args:
         folder: of the fold.
+        plan: kept beside the weights, which are worth nothing without it.
         average: whose ``module`` holds the averaged weights.
         parts: everything else that a resumed training needs, by name.
         counters: step, time and best Dice.
@@ -41,17 +47,19 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
+        plan: Plan,
         average: torch.optim.swa_utils.AveragedModel,
         parts: Mapping[str, Any],
         counters: Counters,
     ) -> None:
-        self.folder, self.average, self.parts, self.counters = folder, average, parts, counters
+        self.folder, self.plan, self.average = folder, plan, average
+        self.parts, self.counters = parts, counters
 
     def save_last(self) -> None:
         """Write everything, replacing the previous one whole."""
         training = {name: part.state_dict() for name, part in self.parts.items()}
         state = {
-            "network": self.averaged_network.state_dict(),
+            **self._model(),
             "training": training,
             "num_averaged": int(self.average.n_averaged),
             "counters": vars(self.counters).copy(),
@@ -60,7 +68,14 @@ class Checkpoints:
 
     def save_best(self) -> None:
         """Write the averaged weights alone."""
-        save_weights(self.folder / BEST, {"network": self.averaged_network.state_dict()})
+        save_weights(self.folder / BEST, self._model())
+
+    def _model(self) -> dict[str, Any]:
+        """What predicts."""
+        return {
+            "network": self.averaged_network.state_dict(),
+            "plan": self.plan.model_dump(mode="json"),
+        }
 
     def restore(self, device: torch.device) -> None:
         """Go on from ``checkpoint_last.pt``.
@@ -69,17 +84,15 @@ class Checkpoints:
             DataError: it is damaged.
             ConfigError: it was trained with another plan.
         """
-        state = load_weights(self.folder / LAST, device)
-        try:
-            self.averaged_network.load_state_dict(state["network"])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{self.folder / LAST} does not fit the network of the run's plan. "
-                "Restore the plan.yaml that this training began with."
-            ) from error
+        path = self.folder / LAST
+        state = load_weights(path, device)
+        check_same_plan(state, self.plan, path)
+        self.averaged_network.load_state_dict(state["network"])
         self.average.n_averaged.fill_(state["num_averaged"])
         for name, part in self.parts.items():
-            part.load_state_dict(state["training"][name])
+            # Loss scaling has no state on a CPU, where a training may have begun.
+            if state["training"][name]:
+                part.load_state_dict(state["training"][name])
         vars(self.counters).update(state["counters"])
 
     @property

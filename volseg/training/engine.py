@@ -112,7 +112,7 @@ def create_trainer(learner: Learner) -> Engine:
         if not torch.isfinite(loss):
             raise ConfigError(
                 f"the loss became {loss.item()} at step {learner.counters.step}; expected a finite "
-                "number. Lower optimizer.learning_rate and --resume from the last checkpoint."
+                "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
             )
         torch.autograd.backward(learner.scaler.scale(loss))
         learner.scaler.unscale_(learner.optimizer)

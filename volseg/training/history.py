@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from volseg.atomic import write_text
+
 
 class History:
     """Rows of ``history.jsonl``; on resume, rows after the checkpoint's step are dropped."""
@@ -13,7 +15,7 @@ class History:
     def __init__(self, path: Path, first_step: int = 0) -> None:
         self.path = path
         self.rows = [row for row in _read(path) if row["step"] <= first_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row, on disk at once."""

@@ -53,19 +53,28 @@ class Validator:
 
 
 def choose_validation(
-    cases: Sequence[CachedCase], plan: Plan, step_seconds: float, training: TrainingConfig
-) -> list[CachedCase]:
-    """As many cases as `VALIDATION_SHARE` of the time allows, at least two, evenly spread."""
+    cases: Sequence[CachedCase],
+    plan: Plan,
+    step_seconds: float,
+    training: TrainingConfig,
+    num_rounds: int,
+) -> tuple[list[CachedCase], int]:
+    """Cases that validate, evenly spread, and every how many rounds they do.
+
+    As many as `VALIDATION_SHARE` of the time allows `VALIDATIONS` times. Where that is less than
+    two, two of them validate less often, and the end of the training at least.
+    """
     if not cases:
-        return []
+        return [], 1
     steps = (training.epochs or 0) * training.steps_per_epoch
     total_s = training.minutes * 60 if training.minutes else steps * step_seconds
     windows = sum(_count_windows(case.label.shape, plan.patch) for case in cases) / len(cases)
     # Forward is about a third of a training step, which takes a whole batch.
     case_s = windows * step_seconds / plan.batch_size / 3
-    number = int(VALIDATION_SHARE * total_s / VALIDATIONS / case_s)
-    number = min(len(cases), max(2, number))
-    return [cases[i * len(cases) // number] for i in range(number)]
+    affordable = VALIDATION_SHARE * total_s / case_s
+    number = min(len(cases), max(2, int(affordable / VALIDATIONS)))
+    times = min(VALIDATIONS, max(1, int(affordable / number)))
+    return [cases[i * len(cases) // number] for i in range(number)], math.ceil(num_rounds / times)
 
 
 def _count_windows(shape: Sequence[int], window: Sequence[int]) -> int:
@@ -87,7 +96,7 @@ def attach_rounds(
     """
     losses: list[float] = []
     counters, budget = learner.counters, learner.budget
-    validate_every = math.ceil(num_rounds / VALIDATIONS)
+    validate_every = counters.validate_every
 
     def remember(engine: Engine) -> None:
         losses.append(engine.state.output)

@@ -19,14 +19,14 @@ from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
-from volseg.data.splits import Split
+from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
-from volseg.planning import Plan, write_plan
+from volseg.planning import Plan, find_contradiction, write_plan
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
-from volseg.run_folder import RunFolder, open_fold, open_run, open_splits, select_cases
+from volseg.run_folder import LAST, RunFolder, open_fold, open_run, open_splits, select_cases
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import (
@@ -89,10 +89,18 @@ def train(
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
+    if resume and (minutes is not None or epochs is not None or (config or Config()) != Config()):
+        raise ConfigError(
+            "a resumed training keeps the configuration it began with; expected no other option. "
+            "Leave them out, or edit config.yaml in the folder of the fold."
+        )
     config = with_length(config or Config(), minutes, epochs)
     setting = prepare_training(Path(dataset), Path(output), config, choose_device(device))
     for number in choose_folds(fold, len(setting.splits)):
-        train_fold(setting, number, resume)
+        has_begun = (setting.run.fold(number) / LAST).exists()
+        is_complete = train_fold(setting, number, resume and (has_begun or fold != "all"))
+        if not is_complete:
+            break
     return setting.run.path
 
 
@@ -120,6 +128,8 @@ def prepare_training(path: Path, output: Path, config: Config, device: torch.dev
     else:
         planned = write_plan(run, dataset, config, partial(measure_machine, device))
         plan, machine = planned.plan, planned.machine
+    if not run.splits.exists():
+        write_splits(run.splits, splits)
     num_classes = dataset.classes.num_classes
     cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_classes)
     step_seconds = cost.step_seconds(machine, plan.batch_size)
@@ -133,30 +143,31 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config) -> Plan:
             f"{run.plan}: channels {plan.channel_names}; expected {dataset.channels}, those of "
             f"{dataset.root}."
         )
-    if config.plan.model_dump(exclude_none=True):
+    if contradiction := find_contradiction(plan, config):
         raise ConfigError(
-            f"{run.plan} exists and the configuration sets plan values too. Edit that file, or "
-            "remove it to plan again."
+            f"{run.plan} is there and the configuration contradicts its {contradiction}. Edit "
+            "that file, or choose another folder to plan again."
         )
     logger.info("plan: using %s", run.plan)
     return plan
 
 
-def train_fold(setting: Setting, fold: int, resume: bool) -> None:
-    """Train one fold from its split to its last checkpoint."""
+def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
+    """Train one fold from its split to its last checkpoint; False if it was interrupted."""
     folder = setting.run.fold(fold)
     config = open_fold(setting.run, fold, setting.config, resume)
     train_cases, validation_cases = _open_cases(setting, setting.splits[fold])
     learner = _make_learner(setting, config, fold)
-    checkpoints = Checkpoints(folder, learner.average, _resumable_parts(learner), learner.counters)
+    parts = _resumable_parts(learner)
+    checkpoints = Checkpoints(folder, setting.plan, learner.average, parts, learner.counters)
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, learner.counters.step)
     if learner.counters.step >= learner.budget.end:
         logger.info("fold %d is complete; nothing to do", fold)
-        return
+        return True
     history = History(folder / "history.jsonl", learner.counters.step)
-    validator = _make_validator(setting, config, validation_cases)
+    validator = _make_validator(setting, config, learner, validation_cases)
     trainer = create_trainer(learner)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
     attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds)
@@ -169,11 +180,22 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> None:
         trainer.run(loader, max_epochs=1, epoch_length=2**62)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
     logger.info("fold %d: %d steps in %.1f minutes -> %s", fold, step, minutes, folder)
+    return step >= learner.budget.end
 
 
-def _make_validator(setting: Setting, config: Config, cases: Sequence[CachedCase]) -> Validator:
-    chosen = choose_validation(cases, setting.plan, setting.step_seconds, config.training)
-    return Validator(chosen, setting.plan, setting.dataset.classes.names[1:], setting.device)
+def _make_validator(
+    setting: Setting, config: Config, learner: Learner, cases: Sequence[CachedCase]
+) -> Validator:
+    """With the cases that were chosen when the training began, so that "best" keeps its meaning."""
+    plan, counters = setting.plan, learner.counters
+    if not counters.validation:
+        rounds = config.training.epochs or ROUNDS_BY_TIME
+        chosen, every = choose_validation(
+            cases, plan, setting.step_seconds, config.training, rounds
+        )
+        counters.validation, counters.validate_every = [case.case_id for case in chosen], every
+    kept = [case for case in cases if case.case_id in counters.validation]
+    return Validator(kept, plan, setting.dataset.classes.names[1:], setting.device)
 
 
 def _make_loader(
