@@ -89,11 +89,8 @@ def train(
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
-    if resume and (minutes is not None or epochs is not None or (config or Config()) != Config()):
-        raise ConfigError(
-            "a resumed training keeps the configuration it began with; expected no other option. "
-            "Leave them out, or edit config.yaml in the folder of the fold."
-        )
+    if resume:
+        config = resumed_config(Path(output), config or Config(), minutes, epochs)
     config = with_length(config or Config(), minutes, epochs)
     setting = prepare_training(Path(dataset), Path(output), config, choose_device(device))
     for number in choose_folds(fold, len(setting.splits)):
@@ -102,6 +99,23 @@ def train(
         if not is_complete:
             break
     return setting.run.path
+
+
+def resumed_config(
+    output: Path, config: Config, minutes: float | None, epochs: int | None
+) -> Config:
+    """The configuration that the run in `output` began with, for its folds not yet begun too.
+
+    Raises:
+        ConfigError: other options were given, which a resumed training could not follow.
+    """
+    if minutes is not None or epochs is not None or config != Config():
+        raise ConfigError(
+            "a resumed training keeps the configuration it began with; expected no other option. "
+            "Leave them out, or edit config.yaml in the folder of the fold."
+        )
+    begun = sorted(output.glob("fold_*/config.yaml"))
+    return Config.read_yaml(begun[0]) if begun else config
 
 
 def choose_folds(fold: int | str, num_folds: int) -> list[int]:
