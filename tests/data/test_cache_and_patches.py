@@ -219,13 +219,14 @@ def test_image_and_label_turn_together(dims: int) -> None:
     assert turned.dtype == torch.int64
 
 
-def test_intensity_changes_leave_the_label() -> None:
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 8)])
+def test_intensity_changes_leave_the_label(shape: tuple[int, ...]) -> None:
     config = AugmentationConfig(
         rotate=0, noise=1, blur=1, brightness=1, contrast=1, gamma=1, low_resolution=1
     )
-    label = torch.randint(0, 3, (8, 8, 8), generator=torch.Generator().manual_seed(0))
-    image = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
-    changed, same = Augmentation(config, (1, 1, 1))(image, label, seed=0)
+    label = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    changed, same = Augmentation(config, (1.0,) * len(shape))(image, label, seed=0)
     assert torch.equal(same, label)
     assert changed.shape == image.shape
     assert not torch.equal(changed, image)

@@ -16,6 +16,7 @@ import torch
 from conftest import TINY
 from ignite.engine import Events
 from makers import keep, make_dataset
+from PIL import Image
 
 import volseg
 from volseg.config import Config, load_config
@@ -230,6 +231,23 @@ def test_own_splits_are_used(balls: Path, tmp_path: Path) -> None:
     run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
     assert json.loads((run / "splits.json").read_text()) == [split]
     assert {p.name[:7] for p in (run / "cache").iterdir()} == {"case_00", "case_01", "case_04"}
+
+
+def test_coloured_pictures_train_and_predict(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        label = np.zeros((40, 32), np.uint8)
+        label[8 + number : 20 + number, 6:16] = 1
+        image = rng.normal(60, 10, (40, 32, 3)) + 100 * label[..., None]
+        for part, array in (("images", image.clip(0, 255).astype(np.uint8)), ("labels", label)):
+            (tmp_path / "d" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "d" / part / f"p{number}.png")
+    config = load_config(None, ["plan.width=4", "training.steps_per_epoch=10"])
+    run = volseg.train(tmp_path / "d", tmp_path / "run", config=config, epochs=4)
+    segmentation = volseg.Predictor.load(run)(tmp_path / "d" / "images" / "p0.png")
+    segmentation.save(tmp_path / "p0.png")
+    reference = np.asarray(Image.open(tmp_path / "d" / "labels" / "p0.png"))
+    assert (np.asarray(Image.open(tmp_path / "p0.png")) == reference).mean() > 0.9
 
 
 def test_two_folds_share_plan_and_cache(balls: Path, tmp_path: Path) -> None:

@@ -75,7 +75,12 @@ def _make_transforms(config: AugmentationConfig, spacing_mm: Sequence[float]) ->
         RandScaleIntensityFixedMeand(
             keys="image", prob=config.contrast, factors=0.25, preserve_range=True
         ),
-        RandSimulateLowResolutiond(keys="image", prob=config.low_resolution, zoom_range=(0.5, 1.0)),
+        RandSimulateLowResolutiond(
+            keys="image",
+            prob=config.low_resolution,
+            upsample_mode="bilinear" if dims == 2 else "trilinear",
+            zoom_range=(0.5, 1.0),
+        ),
         RandAdjustContrastd(keys="image", prob=config.gamma, gamma=(0.7, 1.5), retain_stats=True),
     ]
 

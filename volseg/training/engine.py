@@ -123,6 +123,8 @@ def create_trainer(learner: Learner) -> Engine:
         return loss.item()
 
     trainer = Engine(step)
+    # The error itself reaches the user; ignite would announce it twice before.
+    trainer.logger.setLevel(logging.CRITICAL)
     trainer.register_events(*TrainingEvents)
     return trainer
 
