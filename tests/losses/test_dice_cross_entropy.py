@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from monai.losses import DiceCELoss
+from torch.nn import functional
 
 from volseg.errors import ConfigError
 from volseg.losses import DiceCrossEntropy
@@ -74,18 +76,46 @@ def test_gradient_is_that_of_the_value():
     )
 
 
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+def test_equals_monai(squared, background):
+    logits = torch.randn(2, 3, 4, 4, generator=torch.manual_seed(0))
+    target = torch.randint(0, 3, (2, 1, 4, 4), generator=torch.manual_seed(1))
+    expected = DiceCELoss(
+        include_background=background, to_onehot_y=True, softmax=True, squared_pred=squared
+    )
+    loss = DiceCrossEntropy(squared_denominator=squared, include_background=background)
+    torch.testing.assert_close(loss(logits, target), expected(logits, target), rtol=0, atol=0)
+
+
+def test_soft_target_by_hand():
+    # p = 1/2, g = 1/4: 2 min(p, g) = 1/2 over p + g = 3/4; the entropy is that of the logits.
+    target = torch.tensor([0.75, 0.25]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    assert DiceCrossEntropy(1, 0)(even_logits(2), target).item() == pytest.approx(1 / 3, abs=1e-5)
+    logits = torch.tensor([0.0, 2.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    p = 1 / (1 + math.exp(-2))
+    expected = -0.75 * math.log(1 - p) - 0.25 * math.log(p)
+    assert DiceCrossEntropy(0, 1)(logits, target).item() == pytest.approx(expected)
+
+
+def test_soft_target_of_zeros_and_ones_gives_the_value_of_the_classes():
+    logits = torch.randn(1, 2, 2, 2, generator=torch.manual_seed(0))
+    soft = functional.one_hot(TARGET, 2).movedim(-1, 1).double()
+    torch.testing.assert_close(DiceCrossEntropy()(logits, soft), DiceCrossEntropy()(logits, TARGET))
+
+
 @pytest.mark.parametrize(
-    ("logits", "target"),
-    [
-        (torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)),
-        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 5, dtype=torch.long)),
-        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.long)),
-        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4)),
-    ],
+    "target",
+    [torch.zeros(1, 4, 5, dtype=torch.long), torch.zeros(1, 1, 4, 4), torch.zeros(1, 3, 4, 4)],
 )
-def test_logits_and_target_that_do_not_fit_are_refused(logits, target):
-    with pytest.raises(ConfigError, match="expected two classes or more and an integer target"):
-        DiceCrossEntropy()(logits, target)
+def test_logits_and_target_that_do_not_fit_are_refused(target):
+    with pytest.raises(ConfigError, match="expected 2 or more channels, and an integer target"):
+        DiceCrossEntropy()(torch.zeros(1, 2, 4, 4), target)
+
+
+def test_one_channel_is_refused():
+    with pytest.raises(ConfigError, match="expected 2 or more channels"):
+        DiceCrossEntropy()(torch.zeros(1, 1, 2, 2), TARGET)
 
 
 @pytest.mark.parametrize("weights", [(0, 0), (-1, 2)])

@@ -17,7 +17,7 @@ from torch import nn
 from volseg.config import Record
 from volseg.data.cases import Classes, Dataset
 from volseg.errors import ConfigError, DataError, MachineError
-from volseg.networks import build_network
+from volseg.networks import build_network, prefer_speed_
 from volseg.networks.weights import load_weights
 from volseg.planning.plan import Plan
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
@@ -121,13 +121,15 @@ def trained_folds(folder: Path, checkpoint: Checkpoint = "last") -> tuple[int, .
 
 def build_planned_network(plan: Plan, num_classes: int) -> nn.Module:
     """The plan's network with fresh weights: (B, C, *S) to logits (B, num_classes, *S)."""
-    return build_network(
+    network = build_network(
         plan.network.name,
         spatial_dims=plan.spatial_dims,
         in_channels=len(plan.normalisation),
         out_channels=num_classes,
         **plan.network.options(),
     )
+    prefer_speed_(network)
+    return network
 
 
 def check_same_plan(state: Mapping[str, Any], plan: Plan, path: Path) -> None:

@@ -1,93 +1,172 @@
-"""One loss for all levels of a network with deep supervision."""
+"""One loss for all outputs of a network with deep supervision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import EllipsisType
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from volseg.errors import ConfigError
+from volseg.losses.coarsening import average, pick_foreground, subsample
+from volseg.losses.regions import RegionLoss
+from volseg.losses.targets import check_weights, with_channel_axis
+
+WeightScheme = Literal["halving", "exp", "two", "same", "dsn"]
+
+_WEIGHTS: dict[str, Callable[[int], list[float]]] = {
+    "halving": lambda n: [0.5**level for level in range(n)],
+    "exp": lambda n: [max(0.5**level, 0.0625) for level in range(n)],
+    "two": lambda n: [1.0] + [0.5] * (n - 1),
+    "same": lambda n: [1.0] * n,
+    "dsn": lambda n: [1.0, 0.2, 0.4],
+}
+_TARGETS = ("nearest", "area", "max")
+_RESOLUTIONS = ("native", "full")
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class MultiLevelLoss(nn.Module):
-    """Weighted sum of one loss over logits of several resolutions.
+    """Weighted sum of one loss over several logits, of one resolution or of several.
 
-    The target is brought to each level by taking the voxel in the middle of each block, so it
-    stays integer; a block of even size has two, of which the later one counts.
+    Attributes:
+        progress: of the training, from 0 to 1; only `decay` looks at it. The training sets it.
 
     References:
         C.-Y. Lee et al.: Deeply-Supervised Nets, 2015, doi 10.48550/arXiv.1409.5185.
-        F. Isensee et al.: nnU-Net, 2021, doi 10.1038/s41592-020-01008-z (halved weights).
+        F. Isensee et al.: nnU-Net, 2021, doi 10.1038/s41592-020-01008-z (``"halving"``).
+        M. J. Cardoso et al.: MONAI, 2022, doi 10.48550/arXiv.2211.02701 (``"exp"``, ``"two"``).
+        Q. Dou et al.: 3D deeply supervised network for automated segmentation of volumetric
+        medical images, 2017, doi 10.1016/j.media.2017.05.001 (``"dsn"``).
+        Q. Dou et al.: 3D Deeply Supervised Network for Automatic Liver Segmentation from CT
+        Volumes, 2016, doi 10.1007/978-3-319-46723-8_18 (decay).
     """
 
     def __init__(
-        self, loss: nn.Module, weights: Literal["halving"] | Sequence[float] = "halving"
+        self,
+        loss: nn.Module,
+        weights: WeightScheme | Sequence[float] = "halving",
+        *,
+        target: Literal["nearest", "area", "max"] = "nearest",
+        resolution: Literal["native", "full"] = "native",
+        decay: float = 1.0,
+        normalise: bool = False,
     ) -> None:
         """Wrap a loss.
 
         Args:
-            loss: of logits (B, K, *S) and a target (B, *S) or (B, 1, *S).
-            weights: one per level, finest first, used as they are; ``"halving"`` halves them from
-                level to level, with sum 1.
+            loss: of logits (B, K, *S) and a target (B, *S) or (B, 1, *S), integer, or (B, K, *S),
+                floating.
+            weights: one per output, main output first, used as they are; or a rule.
+                ``"halving"``: halved from output to output, with sum 1. ``"exp"``: the same from
+                1, and at least 1/16. ``"two"``: 1, then 1/2. ``"same"``: 1. ``"dsn"``: 1, 0.2, 0.4
+                for a main output, a finer auxiliary one and a coarser one.
+            target: what a coarser output is compared with, per block of voxels. ``"nearest"``: the
+                voxel in its middle. ``"area"``: the share of each class. ``"max"``: the most
+                frequent foreground class, background only where there is no other. Full
+                resolution needs none of them.
+            resolution: ``"native"`` brings the target to each output, ``"full"`` each output to
+                the target by linear interpolation.
+            decay: what the weights of all outputs but the first are multiplied with at the end of
+                the training, above 0 and at most 1; on the way, ``decay ** progress``. Five per
+                cent less every ten of E epochs is ``0.95 ** (E / 10)``.
+            normalise: scale the weights to sum 1 at the start of the training.
+
+        Raises:
+            ConfigError: an unknown name, weights that are negative or all zero, or `decay` out of
+                range.
         """
         super().__init__()
+        for name, value, known in (
+            ("target", target, _TARGETS),
+            ("resolution", resolution, _RESOLUTIONS),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} '{value}'; expected one of {', '.join(known)}.")
+        if not 0 < decay <= 1:
+            raise ConfigError(f"decay {decay}; expected above 0 and at most 1.")
+        _check_weights(weights)
         self.loss = loss
         self.weights = weights if isinstance(weights, str) else tuple(weights)
+        self.target = target
+        self.resolution = resolution
+        self.decay = decay
+        self.normalise = normalise
+        self.progress = 0.0
 
     def forward(
         self, logits: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor
     ) -> torch.Tensor:
-        """Compare the logits of all levels with the reference.
+        """Compare all logits with the reference.
 
         Args:
-            logits: per level (B, K, *S_level), finest first; or one tensor, with weight 1.
-            target: (B, *S) or (B, 1, *S), integer class indices at full resolution.
+            logits: per output (B, K, *S_output), the main one first and the others from fine to
+                coarse; or one tensor, with weight 1.
+            target: (B, *S) or (B, 1, *S), integer class indices at full resolution; or (B, K, *S),
+                shares in [0, 1].
 
         Returns:
             A scalar.
 
         Raises:
-            ConfigError: no level, another number of weights than of levels, or a level whose size
-                does not divide the target's.
+            ConfigError: no output, another number of weights than of outputs, an output whose
+                native size does not divide the target's, or ``"max"`` of a target that is not
+                integer.
         """
         if isinstance(logits, torch.Tensor):
             loss: torch.Tensor = self.loss(logits, target)
             return loss
         weights = self._weights(len(logits))
-        losses = [self.loss(level, subsample(target, level.shape[2:])) for level in logits]
+        losses = [self._compare(output, target) for output in logits]
         return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
 
-    def _weights(self, num_levels: int) -> Sequence[float]:
-        if self.weights == "halving" and num_levels:
-            total = 2 - 2.0 ** (1 - num_levels)
-            return [0.5**level / total for level in range(num_levels)]
-        if isinstance(self.weights, str) or len(self.weights) != num_levels:
+    def _weights(self, num_outputs: int) -> list[float]:
+        if isinstance(self.weights, str):
+            weights = _WEIGHTS[self.weights](num_outputs)
+        else:
+            weights = list(self.weights)
+        if not num_outputs or len(weights) != num_outputs:
             raise ConfigError(
-                f"logits of {num_levels} levels and weights {self.weights}; expected one weight "
-                "per level."
+                f"logits of {num_outputs} levels and {len(weights)} weights ({self.weights}); "
+                "expected one weight per level."
             )
-        return self.weights
+        total = sum(weights) if self.normalise or self.weights == "halving" else 1.0
+        fade = self.decay**self.progress
+        main, *auxiliary = (weight / total for weight in weights)
+        return [main, *(weight * fade for weight in auxiliary)]
+
+    def _compare(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        axes = logits.dim() - 2
+        size = target.shape[target.dim() - axes :]
+        if logits.shape[2:] != size and self.resolution == "full":
+            logits = functional.interpolate(
+                logits, size=tuple(size), mode=_LINEAR[axes], align_corners=False
+            )
+        elif logits.shape[2:] != size:
+            target = self._coarsen(target, logits)
+        loss: torch.Tensor = self.loss(logits, target)
+        return loss
+
+    def _coarsen(self, target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        size = logits.shape[2:]
+        if self.target == "nearest":
+            return subsample(target, size)
+        # The channels of a RegionLoss are not classes.
+        num_channels = (
+            self.loss.num_classes if isinstance(self.loss, RegionLoss) else logits.shape[1]
+        )
+        target = with_channel_axis(target, logits.dim())
+        if self.target == "area":
+            return average(target, size, num_channels)
+        if target.is_floating_point():
+            raise ConfigError(f"target 'max' of {target.dtype}; expected integer class indices.")
+        return pick_foreground(target, size, num_channels)
 
 
-def subsample(target: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Take the middle voxel of each block: nearest neighbour, as a view of `target`.
-
-    Args:
-        target: (..., *S).
-        size: spatial, a divisor of S per axis.
-
-    Raises:
-        ConfigError: it does not divide.
-
-    >>> subsample(torch.arange(6), (3,)).tolist()
-    [1, 3, 5]
-    """
-    fine = target.shape[target.dim() - len(size) :]
-    if any(n % m for n, m in zip(fine, size, strict=True)):
-        raise ConfigError(f"logits of size {tuple(size)}; expected a divisor of {tuple(fine)}.")
-    steps = [n // m for n, m in zip(fine, size, strict=True)]
-    index: tuple[EllipsisType | slice, ...] = (..., *(slice(s // 2, None, s) for s in steps))
-    return target[index]
+def _check_weights(weights: str | Sequence[float]) -> None:
+    if not isinstance(weights, str):
+        check_weights(f"weights {list(weights)}", weights)
+    elif weights not in _WEIGHTS:
+        raise ConfigError(f"weights '{weights}'; expected one of {', '.join(_WEIGHTS)}.")

@@ -5,22 +5,73 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from volseg.errors import ConfigError
+from volseg.networks.dsn3d import DeeplySupervisedNet
+from volseg.networks.hypercolumn_unet import HypercolumnUNet
+from volseg.networks.laddernet import LadderNet
+from volseg.networks.layers import check_choice, prefer_speed_
 from volseg.networks.network import SegmentationNetwork
+from volseg.networks.resnet_unet import ResNetUNet
 from volseg.networks.unet import UNet
+from volseg.networks.unet3d import UNet3d
+from volseg.networks.unet_original import OriginalUNet
+from volseg.networks.unet_summed_logits import SummedLogitsUNet
+from volseg.networks.unetplusplus import UNetPlusPlus
 
-__all__ = ["SegmentationNetwork", "UNet", "build_network", "list_networks"]
+__all__ = [
+    "DeeplySupervisedNet",
+    "HypercolumnUNet",
+    "LadderNet",
+    "OriginalUNet",
+    "ResNetUNet",
+    "SegmentationNetwork",
+    "SummedLogitsUNet",
+    "UNet",
+    "UNet3d",
+    "UNetPlusPlus",
+    "build_network",
+    "list_networks",
+    "list_options",
+    "prefer_speed_",
+]
 
-_NETWORKS: dict[str, type[SegmentationNetwork]] = {"unet": UNet}
+
+@dataclass(frozen=True)
+class Preset:
+    """A name that people type: a class, the options that make it that network, its source."""
+
+    network: type[SegmentationNetwork]
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {
+    "unet": Preset(UNet, "Ronneberger 2015; Isensee 2021, 2024"),
+    "unet_original": Preset(OriginalUNet, "Ronneberger 2015"),
+    "unet_keras": Preset(
+        OriginalUNet,
+        "Ronneberger 2015, a Keras form",
+        {"upsampling": "nearest", "skip_first": True, "dropout": 0.5},
+    ),
+    "unet3d_original": Preset(UNet3d, "Cicek 2016"),
+    "unet3d_deep_supervision": Preset(UNet3d, "Zeng 2017; Dou 2016", {"deep_supervision": True}),
+    "dsn3d": Preset(DeeplySupervisedNet, "Dou 2016, 2017"),
+    "unet_summed_logits": Preset(SummedLogitsUNet, "Kayalibay 2017; Isensee 2018"),
+    "unetplusplus": Preset(UNetPlusPlus, "Zhou 2018"),
+    "laddernet": Preset(LadderNet, "Zhuang 2018"),
+    "resnet_unet": Preset(ResNetUNet, "He 2016; Iakubovskii 2019"),
+    "hypercolumn_unet": Preset(HypercolumnUNet, "Hariharan 2015; a Keras form, 2018"),
+}
 
 
 def list_networks() -> list[str]:
     """Names that `build_network` knows."""
-    return list(_NETWORKS)
+    return list(PRESETS)
 
 
 def build_network(
@@ -41,21 +92,20 @@ def build_network(
     >>> build_network("unet", spatial_dims=3, in_channels=1, out_channels=2).divisor
     (16, 16, 16)
     """
-    if name not in _NETWORKS:
-        raise ConfigError(f"network '{name}'; {_suggest(name, list_networks())}")
-    network = _NETWORKS[name]
-    known = [
-        parameter.name
-        for parameter in inspect.signature(network).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    check_choice("network", name, PRESETS)
+    preset = PRESETS[name]
+    known = list_options(name)
     for option in options:
-        if option not in known:
-            raise ConfigError(f"option '{option}' of network '{name}'; {_suggest(option, known)}")
-    return network(spatial_dims, in_channels, out_channels, **options)
+        check_choice(f"option of network '{name}'", option, known)
+    chosen = {**preset.options, **options}
+    try:
+        return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    except TypeError as error:
+        raise ConfigError(f"network '{name}' with {chosen}: {error}.") from error
 
 
-def _suggest(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return f"expected one of {', '.join(known)}.{hint}"
+def list_options(name: str) -> list[str]:
+    """Keywords that a network takes besides those of `build_network`."""
+    check_choice("network", name, PRESETS)
+    parameters = inspect.signature(PRESETS[name].network).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]

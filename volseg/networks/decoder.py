@@ -2,84 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
+from torch.nn import functional
 
-from volseg.networks.layers import ConvStack, make_upsampling
+from volseg.networks.layers import check_choice
+
+ALIGNMENTS = ("pad", "crop", "none")
 
 
 class ConcatLevel(nn.Module):
-    """Upsample the coarser features, join the skip connection behind them, convolve."""
-
-    def __init__(self, upsampling: nn.Module, convs: nn.Module) -> None:
-        """Keep the two parts.
-
-        Args:
-            upsampling: brings the coarser features to the size and width of the skip connection.
-            convs: takes twice that width.
-        """
-        super().__init__()
-        self.upsampling = upsampling
-        self.convs = convs
-
-    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """Join ``(B, C_coarse, *S_coarse)`` and ``(B, C, *S)`` to ``(B, C, *S)``."""
-        x: torch.Tensor = self.convs(torch.cat([self.upsampling(coarse), skip], dim=1))
-        return x
-
-
-class ConcatDecoder(nn.Module):
-    """One `ConcatLevel` for every encoder level but the coarsest."""
+    """Upsample the coarser features, join the skip connection to them, convolve."""
 
     def __init__(
         self,
-        spatial_dims: int,
+        upsampling: nn.Module,
+        convs: nn.Module,
         *,
-        channels: Sequence[int],
-        strides: Sequence[Sequence[int]],
-        kernel_sizes: Sequence[Sequence[int]],
-        num_convs: int,
-        norm: str,
-        activation: str,
+        skip_first: bool = False,
+        align: str = "none",
     ) -> None:
-        """Build one step per level; features keep the encoder's width at every level.
+        """Keep the two parts.
 
         Args:
-            spatial_dims: 2 or 3.
-            channels: of the encoder, per level.
-            strides: of the encoder, per level and axis; each upsampling undoes one.
-            kernel_sizes: of the encoder, per level and axis.
-            num_convs: per level.
-            norm: as in `ConvNormAct`.
-            activation: as in `ConvNormAct`.
+            upsampling: brings the coarser features to the size of the skip connection.
+            convs: take the channels of both together.
+            skip_first: whether the skip connection's channels come before the upsampled ones.
+            align: where sizes differ, ``"pad"`` the upsampled features behind by repeating their
+                border, or ``"crop"`` the skip connection to its centre.
+
+        Raises:
+            ConfigError: unknown `align`.
         """
         super().__init__()
-        # In order of execution, coarsest first: TorchScript cannot walk a ModuleList backwards.
-        self.steps = nn.ModuleList(
-            ConcatLevel(
-                make_upsampling(
-                    spatial_dims, channels[level + 1], channels[level], strides[level + 1]
-                ),
-                ConvStack(
-                    spatial_dims,
-                    2 * channels[level],
-                    channels[level],
-                    num_convs=num_convs,
-                    kernel_size=kernel_sizes[level],
-                    norm=norm,
-                    activation=activation,
-                ),
-            )
-            for level in reversed(range(len(channels) - 1))
-        )
+        check_choice("align", align, ALIGNMENTS)
+        self.upsampling = upsampling
+        self.convs = convs
+        self.skip_first = skip_first
+        self.align = align
 
-    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Take the encoder's features, finest first; give the decoder's, finest first."""
-        x = features[-1]
-        decoded: list[torch.Tensor] = []
-        for index, step in enumerate(self.steps):
-            x = step(x, features[-2 - index])
-            decoded.append(x)
-        return decoded[::-1]
+    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """Join ``(B, C_coarse, *S_coarse)`` and ``(B, C_skip, *S)`` to ``(B, C, *S)``."""
+        up = self.upsampling(coarse)
+        if self.align == "pad":
+            up = pad_to(up, skip)
+        elif self.align == "crop":
+            skip = crop_to(skip, up)
+        x: torch.Tensor = self.convs(torch.cat([skip, up] if self.skip_first else [up, skip], 1))
+        return x
+
+
+def pad_to(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
+    """Repeat the last voxels of ``(B, C, *S)`` until it has the size of `larger`.
+
+    Where pooling dropped an incomplete window, that is where voxels are missing.
+    """
+    pads: list[int] = []
+    for axis in range(x.dim() - 1, 1, -1):
+        pads += [0, larger.shape[axis] - x.shape[axis]]
+    # Padding by nothing copies all the same.
+    return functional.pad(x, pads, mode="replicate") if max(pads) > 0 else x
+
+
+def crop_to(x: torch.Tensor, smaller: torch.Tensor) -> torch.Tensor:
+    """The centre of ``(B, C, *S)`` in the size of `smaller`; an odd margin rounds half to even."""
+    for axis in range(2, x.dim()):
+        margin = x.shape[axis] - smaller.shape[axis]
+        # round(margin / 2), half to even, in integers so that it can be scripted and exported.
+        start = margin // 2 + (margin % 2) * (margin // 2 % 2)
+        x = x.narrow(axis, start, smaller.shape[axis])
+    return x

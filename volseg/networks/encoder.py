@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from monai.networks.layers.factories import Pool
 from torch import nn
 
-from volseg.networks.layers import ConvStack
+from volseg.networks.layers import ConvStack, Size, Style, Unit, make_activation, per_axis
+from volseg.networks.levels import Levels
 
 
 class PlainEncoder(nn.Module):
     """A stack of convolutions per level; the first of each level carries its stride."""
 
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        *,
-        channels: Sequence[int],
-        strides: Sequence[Sequence[int]],
-        kernel_sizes: Sequence[Sequence[int]],
-        num_convs: int,
-        norm: str,
-        activation: str,
+        self, style: Style, in_channels: int, levels: Levels, num_convs: Sequence[int]
     ) -> None:
         """Build the levels, finest first.
 
         Args:
-            spatial_dims: 2 or 3.
+            style: of the network.
             in_channels: of the image.
-            channels: per level.
-            strides: per level and axis.
-            kernel_sizes: per level and axis, odd.
+            levels: widths, strides and kernels.
             num_convs: per level.
-            norm: as in `ConvNormAct`.
-            activation: as in `ConvNormAct`.
         """
         super().__init__()
-        widths = (in_channels, *channels)
         self.levels = nn.ModuleList(
-            ConvStack(
-                spatial_dims,
-                widths[level],
-                widths[level + 1],
-                num_convs=num_convs,
-                kernel_size=kernel_sizes[level],
-                stride=strides[level],
-                norm=norm,
-                activation=activation,
-            )
-            for level in range(len(channels))
+            ConvStack(style, before, after, num_convs=count, kernel_size=kernel, stride=stride)
+            for before, after, stride, kernel, count in _transitions(in_channels, levels, num_convs)
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -60,3 +41,92 @@ class PlainEncoder(nn.Module):
             x = level(x)
             features.append(x)
         return features
+
+
+class ResidualEncoder(nn.Module):
+    """A convolution, then `ResidualBlock` s per level; the first of each carries the stride."""
+
+    def __init__(
+        self, style: Style, in_channels: int, levels: Levels, num_blocks: Sequence[int]
+    ) -> None:
+        """Build the levels, finest first.
+
+        Args:
+            style: of the network.
+            in_channels: of the image.
+            levels: widths, strides and kernels.
+            num_blocks: per level.
+        """
+        super().__init__()
+        first = levels.channels[0]
+        self.stem = Unit(style, in_channels, first, levels.kernel_sizes[0])
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    ResidualBlock(
+                        style, after if index else before, after, kernel, 1 if index else stride
+                    )
+                    for index in range(count)
+                )
+            )
+            for before, after, stride, kernel, count in _transitions(first, levels, num_blocks)
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""
+        x = self.stem(x)
+        features: list[torch.Tensor] = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions whose sum with the input is activated (nnU-Net's "BasicBlockD").
+
+    Where the resolution falls the input is averaged, where the width changes it is projected.
+
+    References:
+        K. He et al.: Deep Residual Learning for Image Recognition, 2016, doi
+        10.1109/CVPR.2016.90; T. He et al.: Bag of Tricks for Image Classification, 2019, doi
+        10.1109/CVPR.2019.00065 (ResNet-D, the averaged shortcut).
+    """
+
+    def __init__(
+        self, style: Style, in_channels: int, out_channels: int, kernel_size: Size, stride: Size
+    ) -> None:
+        """Build the two paths.
+
+        Args:
+            style: of the network.
+            in_channels: of the input.
+            out_channels: of the output.
+            kernel_size: odd; one or per axis.
+            stride: of the first convolution; one or per axis.
+        """
+        super().__init__()
+        plain = dataclasses.replace(style, order="CN")
+        steps = per_axis(stride, style.spatial_dims, "stride")
+        shortcut: list[nn.Module] = []
+        if max(steps) > 1:
+            shortcut.append(Pool[Pool.AVG, style.spatial_dims](steps, steps))
+        if in_channels != out_channels:
+            projection = dataclasses.replace(plain, bias=False)
+            shortcut.append(Unit(projection, in_channels, out_channels, 1))
+        self.shortcut = nn.Sequential(*shortcut)
+        self.conv1 = Unit(style, in_channels, out_channels, kernel_size, stride)
+        self.conv2 = Unit(plain, out_channels, out_channels, kernel_size)
+        self.activation = make_activation(style.activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take ``(B, in_channels, *S)``, give ``(B, out_channels, *S / stride)``."""
+        shortcut = self.shortcut(x)
+        y: torch.Tensor = self.activation(self.conv2(self.conv1(x)) + shortcut)
+        return y
+
+
+def _transitions(in_channels: int, levels: Levels, counts: Sequence[int]) -> Any:
+    """Per level: channels before and after, stride, kernel, number of blocks."""
+    before = (in_channels, *levels.channels[:-1])
+    return zip(before, levels.channels, levels.strides, levels.kernel_sizes, counts, strict=True)

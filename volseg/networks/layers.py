@@ -1,38 +1,44 @@
 """The parts that networks are made of, for 2D and 3D alike.
 
-Callers give `spatial_dims` and integers; sizes, strides and kernels may be one integer or one per
-axis. How parts are put together is left to `encoder`, `decoder` and the architectures.
+Sizes, strides and kernels may be one integer or one per axis. How parts are put together is left
+to the architectures; `Style` is what all units of one network have in common.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from monai.networks.layers.factories import Conv, Dropout, Norm
+from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
 from torch import nn
 from torch.nn import functional
 
 from volseg.errors import ConfigError
 
 LEAKY_SLOPE = 0.01
-"""Slope of the leaky ReLU for negative values, and the one that He initialisation allows for."""
+"""Slope of the leaky ReLU for negative values."""
 
-# In place: neither a convolution nor a normalisation needs its own output for its gradient, so
-# one feature map per layer need not be kept.
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "elu": lambda: nn.ELU(inplace=True),
-    "silu": lambda: nn.SiLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE),
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
     "gelu": nn.GELU,
     "prelu": nn.PReLU,
 }
-_NORMS = ("instance", "batch", "none")
+_NORM_OPTIONS = {"instance": {"eps", "affine"}, "batch": {"eps", "affine", "momentum"}, "none": {}}
+
+NormSpec = str | Sequence[Any]
+"""``"instance"``, ``"batch"`` or ``"none"``; or a pair of such a name and a dict of its options
+(``eps``, ``affine``; ``momentum`` for batch), as in MONAI: ``("batch", {"eps": 1e-3})``."""
+Size = int | Sequence[int]
 
 
-def per_axis(value: int | Sequence[int], spatial_dims: int, name: str) -> tuple[int, ...]:
+def per_axis(value: Size, spatial_dims: int, name: str) -> tuple[int, ...]:
     """One integer per axis: a scalar is repeated, a sequence must have the right length.
 
     Args:
@@ -55,6 +61,28 @@ def per_axis(value: int | Sequence[int], spatial_dims: int, name: str) -> tuple[
     return values
 
 
+def check_choice(what: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a name that is not known, and offer the nearest one.
+
+    Raises:
+        ConfigError: `value` is none of `choices`.
+    """
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise ConfigError(f"{what} '{value}'; expected one of {', '.join(choices)}.{hint}")
+
+
+def check_probability(what: str, value: float) -> None:
+    """Refuse what is no probability below 1.
+
+    Raises:
+        ConfigError: `value` is outside [0, 1).
+    """
+    if not 0 <= value < 1:
+        raise ConfigError(f"{what} {value}; expected at least 0 and below 1.")
+
+
 class InstanceNorm(nn.Module):
     """Normalise every channel of every sample over its voxels, then scale and shift (affine).
 
@@ -63,22 +91,24 @@ class InstanceNorm(nn.Module):
         Fast Stylization, 2016, doi 10.48550/arXiv.1607.08022.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         """Start as a plain normalisation.
 
         Args:
             channels: of the input.
             eps: added to the variance.
+            affine: whether scale and shift are learnt.
         """
         super().__init__()
         self.channels = channels
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.prefers_speed = False
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise ``(B, C, *S)``."""
-        if x.device.type == "cpu":
+        if self.prefers_speed and x.device.type == "cpu":
             # One group per channel is the same function, and on a CPU its forward pass takes a
             # quarter of the time. Its kernel for channels-last memory is inexact, hence contiguous.
             return functional.group_norm(
@@ -88,180 +118,301 @@ class InstanceNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(network)` shows."""
-        return f"{self.channels}, eps={self.eps}"
+        return f"{self.channels}, eps={self.eps}, affine={self.weight is not None}"
 
 
-def make_norm(norm: str, spatial_dims: int, channels: int) -> nn.Module:
-    """Build a normalisation with scale and shift.
+def prefer_speed_(network: nn.Module) -> None:
+    """Let instance normalisation on a CPU use its fastest kernel, which rounds differently.
+
+    Left alone, a network with ported weights gives the numbers of its source to the last digits;
+    differences of rounding grow to about 2e-5 of the output's spread on the way through it.
 
     Args:
-        norm: ``"instance"``, ``"batch"`` or ``"none"``.
+        network: changed in place.
+    """
+    for module in network.modules():
+        if isinstance(module, InstanceNorm):
+            module.prefers_speed = True
+
+
+def split_norm(norm: NormSpec) -> tuple[str, dict[str, Any]]:
+    """Name and options of a normalisation.
+
+    Raises:
+        ConfigError: unknown name or option.
+
+    >>> split_norm(["batch", {"eps": 0.001}])
+    ('batch', {'eps': 0.001})
+    """
+    name, options = (norm, {}) if isinstance(norm, str) else (*norm, {})[:2]
+    check_choice("norm", name, _NORM_OPTIONS)
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"norm {norm}; expected a name, or a name and a dict of options.")
+    for option in options:
+        check_choice(f"option of norm '{name}'", option, _NORM_OPTIONS[name])
+    return name, dict(options)
+
+
+def make_norm(norm: NormSpec, spatial_dims: int, channels: int) -> nn.Module:
+    """Build a normalisation, by default with scale and shift.
+
+    Args:
+        norm: name, or name and options.
         spatial_dims: 2 or 3.
         channels: of its input.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name or option.
     """
-    if norm not in _NORMS:
-        raise ConfigError(f"norm '{norm}'; expected one of {', '.join(_NORMS)}.")
-    if norm == "instance":
-        return InstanceNorm(channels)
-    layer: nn.Module = Norm[norm, spatial_dims](channels) if norm == "batch" else nn.Identity()
+    name, options = split_norm(norm)
+    if name == "instance":
+        return InstanceNorm(channels, **options)
+    if name == "none":
+        return nn.Identity()
+    layer: nn.Module = Norm[Norm.BATCH, spatial_dims](channels, **options)
     return layer
 
 
-def make_activation(activation: str) -> nn.Module:
+def make_activation(activation: str, *, inplace: bool = True) -> nn.Module:
     """Build an activation by name.
+
+    Args:
+        activation: a key of ``leaky_relu``, ``relu``, ``elu``, ``silu``, ``gelu``, ``prelu``.
+        inplace: whether it may overwrite its input. Neither a convolution nor a normalisation
+            needs its own output for its gradient, so that one feature map less is kept.
 
     Raises:
         ConfigError: unknown name.
     """
-    if activation not in _ACTIVATIONS:
-        raise ConfigError(f"activation '{activation}'; expected one of {', '.join(_ACTIVATIONS)}.")
-    return _ACTIVATIONS[activation]()
+    check_choice("activation", activation, _ACTIVATIONS)
+    layer = _ACTIVATIONS[activation]()
+    if isinstance(layer, (nn.LeakyReLU, nn.ReLU, nn.ELU, nn.SiLU)):
+        layer.inplace = inplace
+    return layer
 
 
 def make_conv(
     spatial_dims: int,
     in_channels: int,
     out_channels: int,
-    kernel_size: int | Sequence[int] = 1,
-    stride: int | Sequence[int] = 1,
+    kernel_size: Size = 1,
+    stride: Size = 1,
+    *,
+    bias: bool = True,
+    padding: str = "same",
 ) -> nn.Module:
-    """Build a convolution with bias that keeps the size, but for its stride.
+    """Build a convolution that keeps the size, but for its stride.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: of its input.
         out_channels: of its output.
-        kernel_size: odd. 1 makes a head.
+        kernel_size: an even one, without stride only, is padded behind (as in TensorFlow).
         stride: sizes are divided by it.
+        bias: whether it has one.
+        padding: ``"same"``, or ``"valid"`` for none.
 
     Raises:
-        ConfigError: an even kernel, which has no centre, or a wrong number of axes.
+        ConfigError: an even kernel with a stride, or a wrong number of axes.
     """
+    check_choice("padding", padding, ("same", "valid"))
     kernel = per_axis(kernel_size, spatial_dims, "kernel_size")
-    if any(size % 2 == 0 for size in kernel):
-        raise ConfigError(f"kernel_size {kernel}; expected odd sizes.")
+    steps = per_axis(stride, spatial_dims, "stride")
+    is_even = any(size % 2 == 0 for size in kernel)
+    if is_even and max(steps) > 1:
+        raise ConfigError(f"kernel_size {kernel} with stride {steps}; expected odd sizes.")
+    centred = tuple(size // 2 for size in kernel)
+    pads = 0 if padding == "valid" else "same" if is_even else centred
     layer: nn.Module = Conv[Conv.CONV, spatial_dims](
+        in_channels, out_channels, kernel_size=kernel, stride=steps, padding=pads, bias=bias
+    )
+    return layer
+
+
+def make_pooling(stride: Size, spatial_dims: int) -> nn.Module:
+    """Build a max pooling whose window is its stride; an incomplete last window is dropped."""
+    size = per_axis(stride, spatial_dims, "stride")
+    layer: nn.Module = Pool[Pool.MAX, spatial_dims](size, size)
+    return layer
+
+
+def make_deconv(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    stride: Size,
+    kernel_size: int | None = None,
+    *,
+    bias: bool = True,
+) -> nn.Module:
+    """Build a transposed convolution that multiplies sizes by its stride.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of its input.
+        out_channels: of its output.
+        stride: one or per axis.
+        kernel_size: by default the stride. Along an axis of stride 1, where an even kernel has no
+            centre, it is the next smaller odd one.
+        bias: whether it has one.
+
+    Raises:
+        ConfigError: a kernel smaller than the stride.
+    """
+    steps = per_axis(stride, spatial_dims, "stride")
+    if kernel_size is not None and kernel_size < max(steps):
+        raise ConfigError(f"kernel_size {kernel_size}; expected at least the stride {steps}.")
+    sizes = steps if kernel_size is None else (kernel_size,) * spatial_dims
+    kernel = [n - 1 if s == 1 and n % 2 == 0 else n for n, s in zip(sizes, steps, strict=True)]
+    # (size - 1) * stride - 2 * padding + kernel + output_padding = size * stride
+    padding = [(n - s + 1) // 2 for n, s in zip(kernel, steps, strict=True)]
+    ends = [s + 2 * p - n for n, s, p in zip(kernel, steps, padding, strict=True)]
+    layer: nn.Module = Conv[Conv.CONVTRANS, spatial_dims](
         in_channels,
         out_channels,
-        kernel_size=kernel,
-        stride=per_axis(stride, spatial_dims, "stride"),
-        padding=tuple(size // 2 for size in kernel),
+        kernel_size=tuple(kernel),
+        stride=steps,
+        padding=tuple(padding),
+        output_padding=tuple(ends),
+        bias=bias,
     )
     return layer
 
 
-def make_upsampling(
-    spatial_dims: int, in_channels: int, out_channels: int, stride: int | Sequence[int]
-) -> nn.Module:
-    """Build a transposed convolution whose kernel is its stride: sizes are multiplied by it."""
-    size = per_axis(stride, spatial_dims, "stride")
-    layer: nn.Module = Conv[Conv.CONVTRANS, spatial_dims](
-        in_channels, out_channels, kernel_size=size, stride=size
-    )
-    return layer
+def make_nearest(stride: Size, spatial_dims: int) -> nn.Module:
+    """Build an upsampling that repeats voxels: sizes are multiplied by `stride`."""
+    steps = per_axis(stride, spatial_dims, "stride")
+    return nn.Upsample(scale_factor=tuple(float(step) for step in steps), mode="nearest")
 
 
-class ConvNormAct(nn.Sequential):
-    """Convolution, optional dropout of whole channels, normalisation, activation.
+@dataclass(frozen=True)
+class Style:
+    """What all convolution units of one network have in common.
 
-    The convolution keeps its bias even where a normalisation takes it out again, so that weights
-    of nnU-Net's networks fit one to one.
+    Attributes:
+        spatial_dims: 2 or 3.
+        norm: see `NormSpec`.
+        activation: a key of ``leaky_relu``, ``relu``, ``elu``, ``silu``, ``gelu``, ``prelu``.
+        order: of the layers of a unit: C convolution, D dropout of whole channels, N norm,
+            A activation. ``"NAC"`` is a pre-activated convolution.
+        dropout: probability that a channel is set to zero in training; 0 for no such layer.
+        bias: whether convolutions have one. They keep it before a normalisation, which takes it
+            out again, wherever the source does, so that weights fit one to one.
+        padding: ``"same"`` or ``"valid"``.
+    """
 
-    >>> block = ConvNormAct(3, 1, 8, stride=(2, 2, 1))
-    >>> block(torch.zeros(2, 1, 16, 16, 16)).shape
+    spatial_dims: int
+    norm: NormSpec = "instance"
+    activation: str = "leaky_relu"
+    order: str = "CDNA"
+    dropout: float = 0.0
+    bias: bool = True
+    padding: Literal["same", "valid"] = "same"
+
+
+class Unit(nn.Sequential):
+    """Convolution, dropout, normalisation and activation, in the order of the style.
+
+    >>> unit = Unit(Style(3), 1, 8, stride=(2, 2, 1))
+    >>> unit(torch.zeros(2, 1, 16, 16, 16)).shape
     torch.Size([2, 8, 8, 8, 16])
     """
 
+    # TorchScript compiles modules with the same set of parts once, whatever their order, unless
+    # a constant tells them apart.
+    __constants__ = ("order",)
+
     def __init__(
         self,
-        spatial_dims: int,
+        style: Style,
         in_channels: int,
         out_channels: int,
-        *,
-        kernel_size: int | Sequence[int] = 3,
-        stride: int | Sequence[int] = 1,
-        norm: str = "instance",
-        activation: str = "leaky_relu",
-        dropout: float = 0.0,
+        kernel_size: Size = 3,
+        stride: Size = 1,
     ) -> None:
-        """Build the four layers.
+        """Build the layers.
 
         Args:
-            spatial_dims: 2 or 3.
+            style: of the network; layers that it turns off are left out.
             in_channels: of the input.
             out_channels: of the output.
-            kernel_size: odd; one or per axis.
+            kernel_size: one or per axis.
             stride: one or per axis.
-            norm: ``"instance"``, ``"batch"`` or ``"none"``.
-            activation: ``"leaky_relu"``, ``"relu"``, ``"elu"``, ``"silu"``, ``"gelu"`` or
-                ``"prelu"``.
-            dropout: probability that a channel is set to zero in training; 0 for no such layer.
 
         Raises:
-            ConfigError: unknown name, even kernel or wrong number of axes.
+            ConfigError: what `make_conv`, `make_norm` or `make_activation` refuses.
         """
-        conv = make_conv(spatial_dims, in_channels, out_channels, kernel_size, stride)
-        layers: list[tuple[str, nn.Module]] = [("conv", conv)]
-        if dropout > 0:
-            layers.append(("dropout", Dropout[Dropout.DROPOUT, spatial_dims](dropout)))
-        layers.append(("norm", make_norm(norm, spatial_dims, out_channels)))
-        layers.append(("activation", make_activation(activation)))
-        super().__init__(OrderedDict(layers))
+        dims = style.spatial_dims
+        check_probability("dropout", style.dropout)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = in_channels
+        for letter in style.order:
+            if letter == "C":
+                layers["conv"] = make_conv(
+                    dims,
+                    in_channels,
+                    out_channels,
+                    kernel_size,
+                    stride,
+                    bias=style.bias,
+                    padding=style.padding,
+                )
+                channels = out_channels
+            elif letter == "N" and split_norm(style.norm)[0] != "none":
+                layers["norm"] = make_norm(style.norm, dims, channels)
+            elif letter == "A":
+                # The first layer must leave the unit's input alone: a shortcut may need it.
+                layers["activation"] = make_activation(style.activation, inplace=bool(layers))
+            elif letter == "D" and style.dropout > 0:
+                layers["dropout"] = Dropout[Dropout.DROPOUT, dims](style.dropout)
+        super().__init__(layers)
+        self.order = "-".join(layers)
 
 
 class ConvStack(nn.Sequential):
-    """Several `ConvNormAct`, of which the first changes the channels and takes the stride."""
+    """Several `Unit`, of which the first takes the stride."""
 
     def __init__(
         self,
-        spatial_dims: int,
+        style: Style,
         in_channels: int,
-        out_channels: int,
+        out_channels: int | Sequence[int],
         *,
-        num_convs: int,
-        kernel_size: int | Sequence[int] = 3,
-        stride: int | Sequence[int] = 1,
-        norm: str = "instance",
-        activation: str = "leaky_relu",
+        num_convs: int = 2,
+        kernel_size: Size = 3,
+        stride: Size = 1,
     ) -> None:
         """Build the convolutions.
 
         Args:
-            spatial_dims: 2 or 3.
+            style: of the network.
             in_channels: of the input.
-            out_channels: of every convolution.
-            num_convs: how many.
-            kernel_size: odd; one or per axis.
+            out_channels: of every convolution, or of each.
+            num_convs: how many; left out where `out_channels` names each.
+            kernel_size: one or per axis.
             stride: of the first; one or per axis.
-            norm: as in `ConvNormAct`.
-            activation: as in `ConvNormAct`.
 
         Raises:
-            ConfigError: no convolution, or what `ConvNormAct` refuses.
+            ConfigError: no convolution, or what `Unit` refuses.
         """
-        if num_convs < 1:
+        widths = [out_channels] * num_convs if isinstance(out_channels, int) else [*out_channels]
+        if not widths:
             raise ConfigError(f"num_convs {num_convs}; expected at least 1.")
+        inputs = [in_channels, *widths[:-1]]
         super().__init__(
             *(
-                ConvNormAct(
-                    spatial_dims,
-                    out_channels if index else in_channels,
-                    out_channels,
-                    kernel_size=kernel_size,
-                    stride=1 if index else stride,
-                    norm=norm,
-                    activation=activation,
-                )
-                for index in range(num_convs)
+                Unit(style, a, b, kernel_size, 1 if index else stride)
+                for index, (a, b) in enumerate(zip(inputs, widths, strict=True))
             )
         )
 
 
-def initialise_he_(network: nn.Module) -> None:
-    """Draw all convolution weights as He et al. propose for leaky ReLU; set their biases to zero.
+def initialise_he_(network: nn.Module, slope: float = 0.0) -> None:
+    """Draw all convolution weights as He et al. propose for (leaky) ReLU; biases become zero.
+
+    Args:
+        network: changed in place.
+        slope: of the activation for negative values.
 
     References:
         K. He et al.: Delving Deep into Rectifiers, 2015, doi 10.1109/ICCV.2015.123.
@@ -269,6 +420,6 @@ def initialise_he_(network: nn.Module) -> None:
     convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     for module in network.modules():
         if isinstance(module, convolutions):
-            nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
+            nn.init.kaiming_normal_(module.weight, a=slope)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -12,19 +12,21 @@ import torch
 from torch import nn
 
 from volseg.errors import ConfigError
+from volseg.networks.layers import NormSpec, split_norm
 
 
 class SegmentationNetwork(nn.Module):
     """A network with a stated input: derive one final class per architecture and write `forward`.
 
     In eval mode `forward` returns one tensor ``(B, out_channels, *S)``. In training mode a network
-    with supervised levels returns a list of logits, finest first, each at its own resolution.
+    with several supervised outputs returns a list of logits, main output first.
 
     Attributes:
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
         out_channels: classes, background counted.
         divisor: per axis; input sizes must be multiples of it.
+        total_stride: per axis, input voxels per voxel of the coarsest level.
         supervision_strides: per output in training mode, input voxels per logit voxel and axis.
     """
 
@@ -34,9 +36,10 @@ class SegmentationNetwork(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        divisor: Sequence[int],
-        supervision_strides: Sequence[Sequence[int]],
-        needs_two_voxels: bool,
+        total_stride: Sequence[int],
+        norm: NormSpec,
+        supervision_strides: Sequence[Sequence[int]] | None = None,
+        divisor: Sequence[int] | None = None,
     ) -> None:
         """Check and keep what callers may ask of a network.
 
@@ -44,9 +47,10 @@ class SegmentationNetwork(nn.Module):
             spatial_dims: 2 or 3.
             in_channels: channels of the input.
             out_channels: classes, background counted.
-            divisor: per axis.
-            supervision_strides: per output and axis.
-            needs_two_voxels: whether the coarsest level is refused when it has a single voxel.
+            total_stride: per axis.
+            norm: of the coarsest level; decides how few voxels it may have.
+            supervision_strides: per output and axis; by default one output at full resolution.
+            divisor: per axis; by default the total stride.
 
         Raises:
             ConfigError: `spatial_dims` is neither 2 nor 3, or a channel count is below one.
@@ -57,12 +61,14 @@ class SegmentationNetwork(nn.Module):
         for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
             if count < 1:
                 raise ConfigError(f"{name} {count}; expected at least 1.")
+        strides = supervision_strides or ((1,) * spatial_dims,)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.divisor = tuple(divisor)
-        self.supervision_strides = tuple(tuple(strides) for strides in supervision_strides)
-        self.needs_two_voxels = needs_two_voxels
+        self.total_stride = tuple(total_stride)
+        self.divisor = tuple(total_stride if divisor is None else divisor)
+        self.supervision_strides = tuple(tuple(stride) for stride in strides)
+        self.coarsest_norm = split_norm(norm)[0]
 
     def check_input(self, x: torch.Tensor) -> None:
         """Refuse an input that the network cannot take, before anything is computed.
@@ -88,10 +94,22 @@ class SegmentationNetwork(nn.Module):
             raise ConfigError(
                 f"input size {size}; expected positive multiples of {divisor}. Pad to {padded}."
             )
-        coarsest = [size[axis] // divisor[axis] for axis in range(len(size))]
-        if max(coarsest) == 1 and self.needs_two_voxels:
+        self._check_coarsest(x.shape[0], size)
+
+    def _check_coarsest(self, batch: int, size: list[int]) -> None:
+        strides = list(self.total_stride)
+        voxels = 1
+        for axis in range(len(size)):
+            voxels = voxels * (size[axis] // strides[axis])
+        if voxels < 1:
+            raise ConfigError(f"input size {size}; expected at least {strides}. Pad to it.")
+        # Over a single value a normalisation gives a constant.
+        is_constant = voxels == 1 and self.coarsest_norm == "instance"
+        if self.training and self.coarsest_norm == "batch" and voxels * batch == 1:
+            is_constant = True
+        if is_constant:
             raise ConfigError(
-                f"input size {size} leaves one voxel at the coarsest level, which instance "
-                f"normalisation turns into a constant; expected twice {divisor} along an axis. "
-                "Use a larger size or fewer levels."
+                f"input size {size} leaves one voxel at the coarsest level, which "
+                f"{self.coarsest_norm} normalisation turns into a constant; expected twice "
+                f"{strides} along an axis. Use a larger size or fewer levels."
             )

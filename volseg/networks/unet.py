@@ -1,23 +1,44 @@
-"""The U-Net as nnU-Net plans it: the default network of volseg."""
+"""The U-Net as nnU-Net plans it, plain or with a residual encoder: the default of volseg.
+
+::
+
+    image > [conv conv] ------------- skip ------------> [cat conv conv] > head
+                 v stride                                      ^ deconv
+            [conv conv] --------- skip -------> [cat conv conv] > head (supervised)
+                 v stride                             ^ deconv
+            [conv conv] ------------------------------+
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from volseg.errors import ConfigError
-from volseg.networks.decoder import ConcatDecoder
-from volseg.networks.encoder import PlainEncoder
-from volseg.networks.layers import initialise_he_, make_conv, per_axis
+from volseg.networks.decoder import ConcatLevel
+from volseg.networks.encoder import PlainEncoder, ResidualEncoder
+from volseg.networks.layers import (
+    LEAKY_SLOPE,
+    ConvStack,
+    NormSpec,
+    Size,
+    Style,
+    check_choice,
+    initialise_he_,
+    make_conv,
+    make_deconv,
+)
+from volseg.networks.levels import make_levels
 from volseg.networks.network import SegmentationNetwork
+
+RESIDUAL_BLOCKS = (1, 3, 4, 6)
+"""Per level of nnU-Net's residual encoders; deeper levels have as many as the last."""
 
 
 class UNet(SegmentationNetwork):
-    """Encoder and decoder of plain convolutions with skip connections, for 2D and 3D.
+    """Encoder and decoder with skip connections, for 2D and 3D.
 
     Every level halves the size of the one above along the axes where its stride is 2, so that
     anisotropic voxels can become isotropic first. With deep supervision every decoder level but
@@ -27,28 +48,31 @@ class UNet(SegmentationNetwork):
     References:
         O. Ronneberger, P. Fischer, T. Brox: U-Net: Convolutional Networks for Biomedical Image
         Segmentation, 2015, doi 10.1007/978-3-319-24574-4_28.
-        O. Cicek et al.: 3D U-Net: Learning Dense Volumetric Segmentation from Sparse Annotation,
-        2016, doi 10.1007/978-3-319-46723-8_49.
         F. Isensee et al.: nnU-Net: a self-configuring method for deep learning-based biomedical
         image segmentation, 2021, doi 10.1038/s41592-020-01008-z.
+        F. Isensee et al.: nnU-Net Revisited: A Call for Rigorous Validation in 3D Medical Image
+        Segmentation, 2024, doi 10.1007/978-3-031-72114-4_47 (the residual encoder).
 
     >>> network = UNet(2, in_channels=1, out_channels=3, channels=(8, 16, 32)).eval()
     >>> network(torch.zeros(1, 1, 24, 32)).shape
     torch.Size([1, 3, 24, 32])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # options by keyword
         self,
         spatial_dims: int,
         in_channels: int,
         out_channels: int,
         *,
         channels: Sequence[int] = (32, 64, 128, 256, 320),
-        strides: Sequence[int | Sequence[int]] | None = None,
-        kernel_sizes: Sequence[int | Sequence[int]] | None = None,
-        num_convs: int = 2,
-        norm: str = "instance",
+        strides: Sequence[Size] | None = None,
+        kernel_sizes: Sequence[Size] | None = None,
+        encoder: str = "plain",
+        num_convs: int | Sequence[int] | None = None,
+        num_decoder_convs: int | Sequence[int] | None = None,
+        norm: NormSpec = "instance",
         activation: str = "leaky_relu",
+        dropout: float = 0.0,
         deep_supervision: bool = False,
     ) -> None:
         """Build the network with He initialisation.
@@ -60,45 +84,61 @@ class UNet(SegmentationNetwork):
             channels: feature maps per level, finest first; two levels or more.
             strides: per level, one or per axis; the first is 1. By default 1, then 2.
             kernel_sizes: per level, odd, one or per axis. By default 3.
-            num_convs: convolutions per level, in the encoder and in the decoder.
-            norm: ``"instance"``, ``"batch"`` or ``"none"``.
-            activation: as in `volseg.networks.layers.ConvNormAct`.
+            encoder: ``"plain"`` convolutions or ``"residual"`` blocks.
+            num_convs: convolutions or residual blocks of the encoder, one number or one per level.
+                By default 2 convolutions, or 1, 3, 4, 6, 6 ... blocks.
+            num_decoder_convs: the same for the decoder's levels, finest first. By default 2, or 1
+                beside a residual encoder.
+            norm: name, or name and options; see `volseg.networks.layers.NormSpec`.
+            activation: see `volseg.networks.layers.Style`.
+            dropout: probability that a channel is set to zero behind a convolution in training.
             deep_supervision: in training mode, return a list of logits instead of one tensor.
 
         Raises:
             ConfigError: lengths that differ, a first stride other than 1, or an unknown name.
         """
-        num_levels = len(channels)
-        strides = [1] + [2] * (num_levels - 1) if strides is None else strides
-        kernel_sizes = [3] * num_levels if kernel_sizes is None else kernel_sizes
-        _check_levels(channels, strides, kernel_sizes)
-        level_strides = [per_axis(stride, spatial_dims, "stride") for stride in strides]
-        kernels = [per_axis(kernel, spatial_dims, "kernel_size") for kernel in kernel_sizes]
-        total_strides = list(itertools.accumulate(level_strides, _multiply))
-        num_heads = max(1, num_levels - 2) if deep_supervision else 1
+        check_choice("encoder", encoder, ("plain", "residual"))
+        levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
+        depth = len(levels.channels)
+        is_residual = encoder == "residual"
+        blocks = [*RESIDUAL_BLOCKS, *[RESIDUAL_BLOCKS[-1]] * depth][:depth]
+        encoder_convs = _per_level("num_convs", num_convs, blocks if is_residual else [2] * depth)
+        decoder_convs = _per_level(
+            "num_decoder_convs", num_decoder_convs, [1 if is_residual else 2] * (depth - 1)
+        )
+        num_heads = max(1, depth - 2) if deep_supervision else 1
         super().__init__(
             spatial_dims,
             in_channels,
             out_channels,
-            divisor=total_strides[-1],
-            supervision_strides=total_strides[:num_heads],
-            needs_two_voxels=norm == "instance",
+            total_stride=levels.total_strides[-1],
+            norm=norm,
+            supervision_strides=levels.total_strides[:num_heads],
         )
         self.deep_supervision = deep_supervision
-        levels: dict[str, Any] = {
-            "channels": channels,
-            "strides": level_strides,
-            "kernel_sizes": kernels,
-            "num_convs": num_convs,
-            "norm": norm,
-            "activation": activation,
-        }
-        self.encoder = PlainEncoder(spatial_dims, in_channels, **levels)
-        self.decoder = ConcatDecoder(spatial_dims, **levels)
-        self.heads = nn.ModuleList(
-            make_conv(spatial_dims, channels[level], out_channels) for level in range(num_heads)
+        style = Style(spatial_dims, norm, activation, dropout=dropout)
+        make_encoder = ResidualEncoder if is_residual else PlainEncoder
+        self.encoder = make_encoder(style, in_channels, levels, encoder_convs)
+        # The decoder in order of execution, coarsest level first.
+        upwards = range(depth - 2, -1, -1)
+        self.decoder = nn.ModuleList(
+            ConcatLevel(
+                make_deconv(spatial_dims, channels[i + 1], channels[i], levels.strides[i + 1]),
+                ConvStack(
+                    style,
+                    2 * channels[i],
+                    channels[i],
+                    num_convs=decoder_convs[i],
+                    kernel_size=levels.kernel_sizes[i],
+                ),
+            )
+            for i in upwards
         )
-        initialise_he_(self)
+        self.heads = nn.ModuleList(
+            make_conv(spatial_dims, channels[i], out_channels) if i < num_heads else nn.Identity()
+            for i in upwards
+        )
+        initialise_he_(self, LEAKY_SLOPE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Segment ``(B, in_channels, *S)``.
@@ -111,31 +151,28 @@ class UNet(SegmentationNetwork):
             ConfigError: a shape that the network cannot take.
         """
         self.check_input(x)
-        decoded = self.decoder(self.encoder(x))
-        if self.training and self.deep_supervision:
-            return [head(decoded[level]) for level, head in enumerate(self.heads)]
-        logits: torch.Tensor = self.heads[0](decoded[0])
-        return logits
+        features = self.encoder(x)
+        x = features[-1]
+        first = len(features) - 1 - len(self.supervision_strides)
+        supervises = self.training and self.deep_supervision
+        outputs: list[torch.Tensor] = []
+        for index, (level, head) in enumerate(zip(self.decoder, self.heads, strict=True)):
+            x = level(x, features[-2 - index])
+            if index == len(features) - 2 or (supervises and index >= first):
+                outputs.append(head(x))
+        if supervises:
+            return outputs[::-1]
+        return outputs[-1]
 
 
-def _check_levels(
-    channels: Sequence[int],
-    strides: Sequence[int | Sequence[int]],
-    kernel_sizes: Sequence[int | Sequence[int]],
-) -> None:
-    if not len(channels) == len(strides) == len(kernel_sizes):
+def _per_level(
+    name: str, counts: int | Sequence[int] | None, default: Sequence[int]
+) -> Sequence[int]:
+    if counts is None:
+        return default
+    values = [counts] * len(default) if isinstance(counts, int) else [*counts]
+    if len(values) != len(default) or min(values) < 1:
         raise ConfigError(
-            f"{len(channels)} channels, {len(strides)} strides and {len(kernel_sizes)} "
-            "kernel_sizes; expected one of each per level."
+            f"{name} {counts}; expected at least 1, one number or {len(default)} of them."
         )
-    if len(channels) < 2 or min(channels) < 1:
-        raise ConfigError(f"channels {channels}; expected two levels or more, 1 or more each.")
-    first = strides[0] if isinstance(strides[0], Sequence) else (strides[0],)
-    if set(first) != {1}:
-        raise ConfigError(
-            f"strides[0] {strides[0]}; expected 1: level 0 has the input's resolution."
-        )
-
-
-def _multiply(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    return tuple(x * y for x, y in zip(a, b, strict=True))
+    return values

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from volseg.networks import build_network
+from volseg.networks import build_network, prefer_speed_
 from volseg.planning.cost import compute_cost
 from volseg.planning.machine import Machine, describe_cpu, memory_gb
 from volseg.planning.plan import NetworkPlan
@@ -60,6 +60,7 @@ def _time_step(plan: NetworkPlan, spatial_dims: int, device: torch.device) -> fl
     """Seconds of a forward and backward pass, the best of two after a warm-up."""
     options = {"spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
     network = build_network(plan.name, **options, **plan.options()).to(device)
+    prefer_speed_(network)
     image = torch.zeros((1, 1, *_PROBE_PATCH[spatial_dims]), device=device)
     times = []
     for _ in range(3):

@@ -1,0 +1,76 @@
+"""Binary cross-entropy and soft Dice, added."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from volseg.losses.soft_dice import SoftDice
+from volseg.losses.targets import check_weights, prepare, to_channels
+
+
+class BinaryCrossEntropyDice(nn.Module):
+    """Weighted sum of binary cross-entropy and soft Dice loss, for channels that may overlap.
+
+    Both terms see the sigmoid of the logits; every channel counts, the first included. The form
+    that UNet++ was trained with is ``BinaryCrossEntropyDice(batch=True, smooth=1.0)``, where
+    ``1 - Dice`` stands for ``-Dice``: no other gradient, and never below 0.
+
+    References:
+        Z. Zhou et al.: UNet++: A Nested U-Net Architecture for Medical Image Segmentation, 2018,
+        doi 10.1007/978-3-030-00889-5_1.
+    """
+
+    def __init__(
+        self,
+        bce_weight: float = 0.5,
+        dice_weight: float = 1.0,
+        *,
+        squared_denominator: bool = False,
+        batch: bool = False,
+        smooth: float = 1e-5,
+    ) -> None:
+        """Build the loss.
+
+        Args:
+            bce_weight: of the cross-entropy in nats per voxel and channel; at least 0.
+            dice_weight: of ``1 - Dice``; at least 0.
+            squared_denominator: sum squares in the denominator of Dice.
+            batch: one Dice over all samples and channels together, not the mean of one for each.
+            smooth: added to numerator and denominator of Dice, in voxels; above 0.
+
+        Raises:
+            ConfigError: a negative weight, none above zero, or `smooth` not above 0.
+        """
+        super().__init__()
+        check_weights(
+            f"bce_weight {bce_weight} and dice_weight {dice_weight}", (bce_weight, dice_weight)
+        )
+        self.bce_weight = bce_weight
+        self.dice_weight = dice_weight
+        self.batch = batch
+        self.dice = SoftDice("sigmoid", squared_denominator, smooth=smooth)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Compare logits with the reference.
+
+        Args:
+            logits: (B, K, *S).
+            target: (B, *S) or (B, 1, *S), integer class indices, with K = 1 of 0 and 1; or
+                (B, K, *S), shares in [0, 1].
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ConfigError: shapes that do not belong together.
+        """
+        logits, target = prepare(logits, target, self.dice.min_channels)
+        if not target.is_floating_point():
+            target = to_channels(target, logits.shape[1], logits.dtype)
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, target)
+        if self.batch:
+            logits, target = logits.reshape(1, 1, -1), target.reshape(1, 1, -1)
+        dice: torch.Tensor = self.dice(logits, target)
+        return self.bce_weight * cross_entropy + self.dice_weight * dice

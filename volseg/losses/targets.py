@@ -1,0 +1,90 @@
+"""Targets in the forms that losses compute on, and the weights of their terms.
+
+A target is integer class indices ``(B, *S)`` or ``(B, 1, *S)``, or floating shares ``(B, K, *S)``
+in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from volseg.errors import ConfigError
+
+
+def prepare(
+    logits: torch.Tensor, target: torch.Tensor, min_channels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check that logits and target belong together, and widen the logits.
+
+    Args:
+        logits: (B, K, *S).
+        target: (B, *S) or (B, 1, *S), integer; or (B, K, *S), floating.
+        min_channels: the least K that the loss makes sense for.
+
+    Returns:
+        Logits in single precision or more. The target as (B, 1, *S), integer, or as (B, K, *S) in
+        the type of these logits.
+
+    Raises:
+        ConfigError: shapes that do not belong together.
+    """
+    is_soft = target.is_floating_point()
+    target = with_channel_axis(target, logits.dim())
+    batch, channels, *size = logits.shape
+    if channels < min_channels or target.shape != (batch, channels if is_soft else 1, *size):
+        raise ConfigError(
+            f"logits {tuple(logits.shape)} and {target.dtype} target {tuple(target.shape)}; "
+            f"expected {min_channels} or more channels, and an integer target "
+            f"{(batch, 1, *size)} or a floating one {(batch, channels, *size)}."
+        )
+    # Sums over a volume overflow in half precision.
+    wide = logits.float() if logits.dtype.itemsize < 4 else logits
+    return wide, target.to(wide.dtype) if is_soft else target
+
+
+def with_channel_axis(target: torch.Tensor, num_axes: int) -> torch.Tensor:
+    """Bring an integer target (B, *S) to (B, 1, *S), of `num_axes` axes; leave any other."""
+    if target.is_floating_point() or target.dim() != num_axes - 1:
+        return target
+    return target.unsqueeze(1)
+
+
+def to_channels(
+    target: torch.Tensor, num_channels: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Turn class indices into one channel per class: 1 where the class is, 0 elsewhere.
+
+    One channel alone stands for class 1, as the logit of a binary segmentation does. Unlike
+    `monai.networks.one_hot` it takes indices of classes that have no channel: they are 0 in all.
+
+    Args:
+        target: (B, 1, *S), integer.
+        num_channels: K.
+        dtype: of the result.
+
+    Returns:
+        (B, K, *S).
+
+    >>> to_channels(torch.tensor([[[0, 1, 2]]]), 2).tolist()
+    [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
+    """
+    first = 1 if num_channels == 1 else 0
+    classes = torch.arange(first, first + num_channels, device=target.device)
+    return (target == classes.reshape(-1, *[1] * (target.dim() - 2))).to(dtype)
+
+
+def check_weights(what: str, weights: Sequence[float]) -> None:
+    """Refuse weights that are negative, not finite, or all zero.
+
+    Args:
+        what: names and values, for the error.
+        weights: to check.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise ConfigError(f"{what}; expected at least 0, and one of them above.")

@@ -1,0 +1,114 @@
+"""Width, stride and kernel of every level of a network, checked once for all architectures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from volseg.errors import ConfigError
+from volseg.networks.layers import Size, per_axis
+
+
+@dataclass(frozen=True)
+class Levels:
+    """One entry per level, the finest first.
+
+    Attributes:
+        channels: feature maps.
+        strides: from the level above (the first: from the input), per axis.
+        kernel_sizes: of the convolutions, odd, per axis.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+
+    @property
+    def total_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Input voxels per voxel of each level and axis."""
+        return tuple(itertools.accumulate(self.strides, _multiply))
+
+    @property
+    def smallest_unpadded(self) -> tuple[int, ...]:
+        """Per axis the smallest input of a U-Net whose double convolutions are not padded."""
+        axes = range(len(self.strides[0]))
+        return tuple(
+            next(size for size in itertools.count(1) if self._unpadded_output(size, axis) > 0)
+            for axis in axes
+        )
+
+    def _unpadded_output(self, size: int, axis: int) -> int:
+        """Size behind the decoder; 0 or less where a convolution has too little to see."""
+        strides = [stride[axis] for stride in self.strides]
+        margins = [2 * (kernel[axis] - 1) for kernel in self.kernel_sizes]
+        for stride, margin in zip(strides, margins, strict=True):
+            size = size // stride - margin
+            if size < 1:
+                return size
+        for stride, margin in zip(strides[:0:-1], margins[-2::-1], strict=True):
+            size = size * stride - margin
+            if size < 1:
+                return size
+        return size
+
+
+def make_levels(
+    spatial_dims: int,
+    channels: Sequence[int],
+    strides: Sequence[Size] | None = None,
+    kernel_sizes: Sequence[Size] | None = None,
+    *,
+    first_stride_is_one: bool = True,
+) -> Levels:
+    """Check what a user says about the levels of a network.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: two levels or more.
+        strides: by default 1, then 2.
+        kernel_sizes: by default 3.
+        first_stride_is_one: whether level 0 must have the input's resolution.
+
+    Raises:
+        ConfigError: lengths that differ, a first stride other than 1, an even kernel, or a value
+            below 1.
+    """
+    if spatial_dims not in (2, 3):
+        raise ConfigError(f"spatial_dims {spatial_dims}; expected 2 or 3.")
+    strides = [1, *[2] * (len(channels) - 1)] if strides is None else strides
+    kernel_sizes = [3] * len(channels) if kernel_sizes is None else kernel_sizes
+    if not len(channels) == len(strides) == len(kernel_sizes):
+        raise ConfigError(
+            f"{len(channels)} channels, {len(strides)} strides and {len(kernel_sizes)} "
+            "kernel_sizes; expected one of each per level."
+        )
+    if len(channels) < 2 or min(channels) < 1:
+        raise ConfigError(f"channels {channels}; expected two levels or more, 1 or more each.")
+    steps = tuple(per_axis(stride, spatial_dims, "stride") for stride in strides)
+    if first_stride_is_one and set(steps[0]) != {1}:
+        raise ConfigError(
+            f"strides[0] {strides[0]}; expected 1: level 0 has the input's resolution."
+        )
+    kernels = tuple(per_axis(kernel, spatial_dims, "kernel_size") for kernel in kernel_sizes)
+    for kernel in kernels:
+        if any(size % 2 == 0 for size in kernel):
+            raise ConfigError(f"kernel_size {kernel}; expected odd sizes.")
+    return Levels(tuple(channels), steps, kernels)
+
+
+def check_smallest(x: torch.Tensor, smallest: list[int]) -> None:
+    """Refuse ``(B, C, *S)`` where S is below `smallest` along an axis.
+
+    Raises:
+        ConfigError: names the size to use.
+    """
+    for axis in range(len(smallest)):
+        if x.shape[axis + 2] < smallest[axis]:
+            raise ConfigError(f"input size {list(x.shape[2:])}; expected at least {smallest}.")
+
+
+def _multiply(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x * y for x, y in zip(a, b, strict=True))
