@@ -123,17 +123,33 @@ class PlanConfig(Record):
 
 
 class NetworkConfig(Record):
-    """Which network, and whether its coarser levels are supervised in training."""
+    """Which network, and whether it is supervised at several outputs in training."""
 
     name: str = "unet"
-    deep_supervision: bool = True
+    """One of `volseg networks`."""
+    deep_supervision: bool | None = None
+    """By default as the network's source has it."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keywords of the network's constructor, as in ``network.options.num_ladders=3``."""
+    pretrained: str | None = None
+    """File with weights to begin with, for a network that can take them over."""
 
 
 class LossConfig(Record):
-    """Weights of the two terms of the loss."""
+    """Weights of the two terms of the loss, and how the outputs in training are supervised."""
 
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    supervision_weights: (
+        Literal["halving", "exp", "two", "same", "dsn"] | tuple[Annotated[float, Field(ge=0)], ...]
+    ) = "halving"
+    """A rule, or one weight per output, main output first; see `volseg.losses.MultiLevelLoss`."""
+    supervision_target: Literal["nearest", "area", "max"] = "nearest"
+    """How the labels are brought to a coarser output."""
+    supervision_resolution: Literal["native", "full"] = "native"
+    """Whether labels go to the resolution of an output, or outputs to the labels'."""
+    supervision_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What is left at the end of the training of all weights but the main output's."""
 
 
 class OptimizerConfig(Record):

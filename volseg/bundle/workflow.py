@@ -91,14 +91,13 @@ def _inferer(plan: Plan) -> dict[str, Any]:
 
 def _network(facts: ModelFacts) -> dict[str, Any]:
     plan = facts.plan
-    options = plan.network.model_dump(mode="json")
     return {
         "_target_": "volseg.networks.build_network",
-        "name": options.pop("name"),
+        "name": plan.network.name,
         "spatial_dims": plan.spatial_dims,
         "in_channels": len(plan.normalisation),
         "out_channels": facts.classes.num_classes,
-        **options,
+        **plan.network.keywords(),
     }
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from volseg.config import Record
 from volseg.data.cases import Classes, Dataset
 from volseg.errors import ConfigError, DataError, MachineError
-from volseg.networks import build_network, prefer_speed_
+from volseg.networks import SegmentationNetwork, build_network, prefer_speed_
 from volseg.networks.weights import load_weights
 from volseg.planning.plan import Plan
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
@@ -119,14 +119,14 @@ def trained_folds(folder: Path, checkpoint: Checkpoint = "last") -> tuple[int, .
     return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
 
 
-def build_planned_network(plan: Plan, num_classes: int) -> nn.Module:
+def build_planned_network(plan: Plan, num_classes: int) -> SegmentationNetwork:
     """The plan's network with fresh weights: (B, C, *S) to logits (B, num_classes, *S)."""
     network = build_network(
         plan.network.name,
         spatial_dims=plan.spatial_dims,
         in_channels=len(plan.normalisation),
         out_channels=num_classes,
-        **plan.network.options(),
+        **plan.network.keywords(),
     )
     prefer_speed_(network)
     return network

@@ -1,4 +1,4 @@
-"""What a planned U-Net costs: operations, feature maps, parameters; counted, not measured."""
+"""What a planned network costs: operations and feature maps; counted, not measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from volseg.planning.architectures import find_architecture
 from volseg.planning.machine import Machine
 from volseg.planning.plan import NetworkPlan
 
@@ -35,7 +36,7 @@ class Cost:
 def compute_cost(
     network: NetworkPlan, patch: Sequence[int], in_channels: int, num_classes: int
 ) -> Cost:
-    """Count the multiplications and feature maps of a U-Net on one patch."""
+    """Count a U-Net's multiplications and feature maps on one patch, and scale to the network's."""
     flop, elements = 0.0, 0.0
     size = list(patch)
     previous = in_channels
@@ -54,4 +55,8 @@ def compute_cost(
             flop += 2 * voxels * channels * num_classes
             elements += (NUM_CONVS + 1) * voxels * channels + voxels * num_classes
         previous = channels
-    return Cost(gflop=flop / 1e9, feature_mvoxels=elements / 1e6)
+    architecture = find_architecture(network.name)
+    return Cost(
+        gflop=flop / 1e9 * architecture.operations,
+        feature_mvoxels=elements / 1e6 * architecture.memory,
+    )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from volseg.atomic import write_text
 from volseg.config import Positive, Record, dump_yaml
@@ -55,7 +55,10 @@ class NetworkPlan(Record):
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     kernel_sizes: tuple[tuple[int, ...], ...]
-    deep_supervision: bool
+    deep_supervision: bool | None = None
+    """None for a network that has a single output in training."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keywords of the network's constructor."""
 
     @model_validator(mode="after")
     def _check(self) -> NetworkPlan:
@@ -65,6 +68,8 @@ class NetworkPlan(Record):
                 "channels, strides and kernel_sizes have {}, {} and {} levels; expected the "
                 "same number".format(*lengths)
             )
+        if doubled := set(self.options) & set(type(self).model_fields):
+            raise ValueError(f"options: {', '.join(sorted(doubled))} stand beside them already")
         return self
 
     @property
@@ -72,9 +77,10 @@ class NetworkPlan(Record):
         """Product of the strides per axis; patches are multiples of it."""
         return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
 
-    def options(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         """Keyword arguments for `volseg.networks.build_network` besides the channel counts."""
-        return self.model_dump(exclude={"name"})
+        levels = self.model_dump(mode="json", exclude={"name", "options"}, exclude_none=True)
+        return {**levels, **self.options}
 
 
 class Plan(Record):

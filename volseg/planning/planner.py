@@ -16,6 +16,7 @@ import numpy as np
 
 from volseg.config import Config, PlanConfig
 from volseg.errors import ConfigError
+from volseg.planning.architectures import choose_supervision, find_architecture
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
 from volseg.planning.machine import Machine
@@ -266,12 +267,14 @@ class _Search:
         channels = tuple(
             min(width * 2**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
         )
+        chosen = self.config.network
         return NetworkPlan(
-            name=self.config.network.name,
+            name=chosen.name,
             channels=channels,
             strides=strides,
             kernel_sizes=kernels,
-            deep_supervision=self.config.network.deep_supervision,
+            deep_supervision=choose_supervision(chosen.name, chosen.deep_supervision),
+            options={**find_architecture(chosen.name).options, **chosen.options},
         )
 
     def _pad(self, patch: tuple[int, ...], network: NetworkPlan) -> tuple[int, ...]:

@@ -83,7 +83,12 @@ def find_contradiction(plan: Plan, config: Config) -> str | None:
     for key, wanted in config.plan.model_dump(exclude_none=True).items():
         if wanted != values[key]:
             return key
-    for key in config.network.model_fields_set:
-        if getattr(config.network, key) != getattr(network, key):
-            return f"network.{key}"
+    chosen = config.network
+    if "name" in chosen.model_fields_set and chosen.name != network.name:
+        return "network.name"
+    if chosen.deep_supervision not in (None, network.deep_supervision):
+        return "network.deep_supervision"
+    for key, option in chosen.options.items():
+        if network.options.get(key) != option:
+            return f"network.options.{key}"
     return None

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from ignite.engine import Engine, EventEnum, Events
@@ -19,12 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from volseg.config import OptimizerConfig
 from volseg.errors import ConfigError
+from volseg.losses import MultiLevelLoss
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
 
 logger = logging.getLogger(__name__)
 
-Loss = Callable[[Any, Tensor], Tensor]
 Weights = tuple[Tensor, ...] | list[Tensor]
 
 CHECKPOINT_EVERY_S = 300
@@ -49,7 +48,7 @@ class Learner:
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    loss: Loss
+    loss: MultiLevelLoss
     device: torch.device
     budget: Budget
     config: OptimizerConfig
@@ -59,7 +58,7 @@ class Learner:
 
 def make_learner(
     network: nn.Module,
-    loss: Loss,
+    loss: MultiLevelLoss,
     device: torch.device,
     budget: Budget,
     config: OptimizerConfig,
@@ -108,7 +107,8 @@ def create_trainer(learner: Learner) -> Engine:
         learner.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(learner.device.type, enabled=learner.scaler.is_enabled()):
             logits = learner.network(image)
-        loss = learner.loss(logits, target)
+        learner.loss.progress = progress
+        loss: Tensor = learner.loss(logits, target)
         if not torch.isfinite(loss):
             raise ConfigError(
                 f"the loss became {loss.item()} at step {learner.counters.step}; expected a finite "

@@ -59,7 +59,7 @@ def _probe_network(width: int, spatial_dims: int) -> NetworkPlan:
 def _time_step(plan: NetworkPlan, spatial_dims: int, device: torch.device) -> float:
     """Seconds of a forward and backward pass, the best of two after a warm-up."""
     options = {"spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
-    network = build_network(plan.name, **options, **plan.options()).to(device)
+    network = build_network(plan.name, **options, **plan.keywords()).to(device)
     prefer_speed_(network)
     image = torch.zeros((1, 1, *_PROBE_PATCH[spatial_dims]), device=device)
     times = []

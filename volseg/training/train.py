@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from volseg.config import DEFAULT_MINUTES, Config, with_length
+from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Dataset
@@ -23,6 +23,7 @@ from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.networks import ResNetUNet, SegmentationNetwork
 from volseg.planning import Plan, find_contradiction, write_plan
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
@@ -247,15 +248,34 @@ def _make_learner(setting: Setting, config: Config, fold: int) -> Learner:
     training = config.training
     torch.manual_seed(training.seed * 100 + fold)
     network = build_planned_network(setting.plan, setting.dataset.classes.num_classes)
-    loss = MultiLevelLoss(
-        DiceCrossEntropy(config.loss.dice_weight, config.loss.cross_entropy_weight)
-    )
+    if config.network.pretrained is not None:
+        _load_pretrained(network, config.network.pretrained, setting.plan.network.name)
     if training.epochs:
         budget = Budget(training.epochs * training.steps_per_epoch)
     else:
         minutes = training.minutes or DEFAULT_MINUTES
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
+    loss = _make_loss(config.loss)
     return make_learner(network, loss, setting.device, budget, config.optimizer, training.seed)
+
+
+def _make_loss(config: LossConfig) -> MultiLevelLoss:
+    return MultiLevelLoss(
+        DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight),
+        config.supervision_weights,
+        target=config.supervision_target,
+        resolution=config.supervision_resolution,
+        decay=config.supervision_decay,
+    )
+
+
+def _load_pretrained(network: SegmentationNetwork, path: str, name: str) -> None:
+    if not isinstance(network, ResNetUNet):
+        raise ConfigError(
+            f"network.pretrained with network '{name}'; expected 'resnet_unet', which alone takes "
+            "pretrained weights. Leave it out."
+        )
+    network.load_pretrained(path)
 
 
 def _resumable_parts(learner: Learner) -> dict[str, object]:

@@ -1,0 +1,78 @@
+"""What the planner must know about each network, as numbers: it does not import torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from volseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network beside the planned U-Net with the same levels and widths.
+
+    Attributes:
+        operations: multiplications of one forward pass, as a multiple of the U-Net's.
+        memory: feature maps that a training step keeps, as a multiple of the U-Net's. Both are
+            counted (`volseg.networks.cost`) at usual depths and hold within a third.
+        has_supervision: whether it can be supervised at several outputs in training.
+        is_supervised: whether it is, if nobody says.
+        options: of the network's constructor, where a plan needs other than the default.
+    """
+
+    operations: float = 1.0
+    memory: float = 1.0
+    has_supervision: bool = False
+    is_supervised: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARCHITECTURES = {
+    "unet": Architecture(has_supervision=True, is_supervised=True),
+    "unet_original": Architecture(1.0, 0.65),
+    "unet_keras": Architecture(1.12, 0.96),
+    "unet3d_original": Architecture(1.09, 1.04, has_supervision=True),
+    "unet3d_deep_supervision": Architecture(1.09, 1.04, has_supervision=True, is_supervised=True),
+    "dsn3d": Architecture(0.55, 0.6, has_supervision=True, is_supervised=True),
+    "unet_summed_logits": Architecture(1.45, 1.7),
+    "unetplusplus": Architecture(3.3, 3.6, has_supervision=True, is_supervised=True),
+    "laddernet": Architecture(2.35, 1.85),
+    # The stem of ImageNet divides by 4 before the first skip connection: too much for a volume.
+    "resnet_unet": Architecture(1.6, 1.2, options={"stem": "k3s1"}),
+    "hypercolumn_unet": Architecture(3.6, 4.0),
+}
+
+
+def find_architecture(name: str) -> Architecture:
+    """Look a network up.
+
+    Raises:
+        ConfigError: unknown name; the nearest one is offered.
+    """
+    if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.4)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(
+            f"network.name '{name}'; expected one of {', '.join(ARCHITECTURES)}.{hint}"
+        )
+    return ARCHITECTURES[name]
+
+
+def choose_supervision(name: str, wanted: bool | None) -> bool | None:
+    """Whether a network is supervised at several outputs; None where it has only one.
+
+    Raises:
+        ConfigError: the user says so of a network that has one output.
+    """
+    architecture = find_architecture(name)
+    if architecture.has_supervision:
+        return architecture.is_supervised if wanted is None else wanted
+    if wanted is not None:
+        raise ConfigError(
+            f"network.deep_supervision {wanted} with network '{name}', which has a single output "
+            "in training. Leave it out."
+        )
+    return None
