@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
+from monai.networks.layers.factories import Conv, Dropout, Norm, Pad, Pool
 from torch import nn
 from torch.nn import functional
 
@@ -221,12 +221,19 @@ def make_conv(
     is_even = any(size % 2 == 0 for size in kernel)
     if is_even and max(steps) > 1:
         raise ConfigError(f"kernel_size {kernel} with stride {steps}; expected odd sizes.")
-    centred = tuple(size // 2 for size in kernel)
-    pads = 0 if padding == "valid" else "same" if is_even else centred
-    layer: nn.Module = Conv[Conv.CONV, spatial_dims](
-        in_channels, out_channels, kernel_size=kernel, stride=steps, padding=pads, bias=bias
+    is_centred = padding == "same" and not is_even
+    conv: nn.Module = Conv[Conv.CONV, spatial_dims](
+        in_channels,
+        out_channels,
+        kernel_size=kernel,
+        stride=steps,
+        padding=tuple(size // 2 for size in kernel) if is_centred else 0,
+        bias=bias,
     )
-    return layer
+    if is_centred or padding == "valid":
+        return conv
+    sides = [side for size in reversed(kernel) for side in ((size - 1) // 2, size // 2)]
+    return nn.Sequential(Pad[Pad.CONSTANTPAD, spatial_dims](tuple(sides), 0.0), conv)
 
 
 def make_pooling(stride: Size, spatial_dims: int) -> nn.Module:
