@@ -90,6 +90,8 @@ class ResNetUNet(SegmentationNetwork):
         upsampling: str = "nearest",
         norm: NormSpec = ("batch", {"eps": 2e-5, "momentum": 0.01}),
         decoder_norm: NormSpec = ("batch", {"eps": 1e-3, "momentum": 0.01}),
+        activation: str = "relu",
+        dropout: float = 0.0,
         pretrained: str | Path | None = None,
     ) -> None:
         """Build the network with He initialisation, or on pretrained weights.
@@ -110,15 +112,18 @@ class ResNetUNet(SegmentationNetwork):
             blocks: units per stage. By default those of `depth`, cut or with the last repeated.
             stem: ``"k7s2pool"`` or ``"k3s1"``.
             first_stage: the first unit of stage 1 has a ``"projection"`` of its input, or adds it
-                as it is (``"identity"``), where its width and stride allow that.
+                as it is (``"identity"``, where neither width nor resolution changes).
             upsampling: ``"nearest"`` or ``"deconv"`` (kernel = stride).
             norm: of the encoder; name, or name and options.
             decoder_norm: of the decoder.
+            activation: see `volseg.networks.layers.Style`.
+            dropout: probability that a channel is set to zero behind a convolution of the decoder
+                in training.
             pretrained: state dict of a torchvision ResNet of this depth, see `load_pretrained`.
 
         Raises:
             ConfigError: lengths that differ, an unknown name, or a stride that the stem excludes.
-            DataError: `pretrained` cannot be read or fits nowhere.
+            DataError: `pretrained` cannot be read or does not fit.
         """
         check_choice("stem", stem, ("k7s2pool", "k3s1"))
         check_choice("first_stage", first_stage, ("projection", "identity"))
@@ -135,7 +140,7 @@ class ResNetUNet(SegmentationNetwork):
             norm=norm,
         )
         self.depth = depth
-        style = Style(spatial_dims, norm, "relu", order="NAC", bias=False)
+        style = Style(spatial_dims, norm, activation, order="NAC", bias=False)
         self.stem = _make_stem(style, in_channels, levels)
         self.pool = nn.Identity() if is_small else _make_stem_pool(spatial_dims, levels.strides[1])
         self.stages = _make_stages(style, depth, levels, blocks, is_small, first_stage)
@@ -144,7 +149,7 @@ class ResNetUNet(SegmentationNetwork):
         widths = _decoder_widths(decoder_channels, channels[-1], len(channels) - is_small)
         self.decoder = nn.ModuleList()
         coarse = taps[-1]
-        style = dataclasses.replace(style, norm=decoder_norm, order="CNA")
+        style = dataclasses.replace(style, norm=decoder_norm, order="CDNA", dropout=dropout)
         for index, width in enumerate(widths):
             level = len(channels) - 1 - index
             up = _make_up(upsampling, spatial_dims, coarse, levels.strides[level])
@@ -191,9 +196,9 @@ class ResNetUNet(SegmentationNetwork):
             Which entries were loaded, adapted and left.
 
         Raises:
-            DataError: the file cannot be read, holds more than tensors, or fits nowhere.
+            DataError: the file cannot be read, holds more than tensors, or does not fit.
         """
-        report = load_resnet(self, Path(path))
+        report = load_resnet(self, Path(path), BLOCKS[self.depth])
         logger.info("%s", report)
         return report
 
@@ -361,7 +366,11 @@ def _make_stages(
         # The pooling behind the large stem has carried the stride of stage 1.
         stride = levels.strides[number + 1] if number or is_small else (1,) * style.spatial_dims
         is_identity = number == 0 and first_stage == "identity"
-        fits = max(stride) == 1 and before == width * expansion
+        if is_identity and (max(stride) > 1 or before != width * expansion):
+            raise ConfigError(
+                f"first_stage 'identity' with stride {stride} and {before} to {width * expansion} "
+                "channels; expected stride 1 and equal numbers. Use 'projection'."
+            )
         units: list[nn.Module] = []
         for index in range(blocks[number]):
             units.append(
@@ -372,7 +381,7 @@ def _make_stages(
                     kernel_size=levels.kernel_sizes[number + 1],
                     stride=1 if index else stride,
                     expansion=expansion,
-                    projects=index == 0 and not (is_identity and fits),
+                    projects=index == 0 and not is_identity,
                 )
             )
             before = width * expansion
