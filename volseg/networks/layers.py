@@ -144,10 +144,10 @@ def split_norm(norm: NormSpec) -> tuple[str, dict[str, Any]]:
     >>> split_norm(["batch", {"eps": 0.001}])
     ('batch', {'eps': 0.001})
     """
-    name, options = (norm, {}) if isinstance(norm, str) else (*norm, {})[:2]
-    check_choice("norm", name, _NORM_OPTIONS)
-    if not isinstance(options, Mapping):
+    name, options = norm if not isinstance(norm, str) and len(norm) == 2 else (norm, {})
+    if not isinstance(name, str) or not isinstance(options, Mapping):
         raise ConfigError(f"norm {norm}; expected a name, or a name and a dict of options.")
+    check_choice("norm", name, _NORM_OPTIONS)
     for option in options:
         check_choice(f"option of norm '{name}'", option, _NORM_OPTIONS[name])
     return name, dict(options)
@@ -368,12 +368,22 @@ class Unit(nn.Sequential):
             elif letter == "N" and split_norm(style.norm)[0] != "none":
                 layers["norm"] = make_norm(style.norm, dims, channels)
             elif letter == "A":
-                # The first layer must leave the unit's input alone: a shortcut may need it.
-                layers["activation"] = make_activation(style.activation, inplace=bool(layers))
+                inplace = _gains_from_overwriting(style.activation, [*layers.values()])
+                layers["activation"] = make_activation(style.activation, inplace=inplace)
             elif letter == "D" and style.dropout > 0:
                 layers["dropout"] = Dropout[Dropout.DROPOUT, dims](style.dropout)
         super().__init__(layers)
         self.order = "-".join(layers)
+
+
+def _gains_from_overwriting(activation: str, before: Sequence[nn.Module]) -> bool:
+    """Whether an activation behind the layers `before` of its unit should overwrite its input."""
+    if not before:
+        # That is the unit's own input, which a shortcut may need.
+        return False
+    # Instance normalisation gives a view, and to overwrite a view costs a copy in the backward
+    # pass. The others would otherwise keep their input; ReLU keeps its output in either case.
+    return not (activation == "relu" and isinstance(before[-1], InstanceNorm))
 
 
 class ConvStack(nn.Sequential):

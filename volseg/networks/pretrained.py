@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,7 @@ class PretrainedReport:
         )
 
 
-def load_resnet(network: ResNetUNet, path: Path) -> PretrainedReport:
+def load_resnet(network: ResNetUNet, path: Path, blocks: Sequence[int]) -> PretrainedReport:
     """Copy a torchvision ResNet's weights into the encoder of `network`.
 
     Convolutions go one to one. A post-activation ResNet normalises behind each convolution, this
@@ -55,32 +54,45 @@ def load_resnet(network: ResNetUNet, path: Path) -> PretrainedReport:
     convolution's kernels are averaged over channels, with their sum kept.
 
     Args:
-        network: changed in place.
+        network: changed in place, or left as it is if the file is refused.
         path: state dict with torchvision's names, of the same depth.
+        blocks: units per stage of a ResNet of this depth.
 
     Raises:
         DataError: the file cannot be read, holds more than tensors, or is not of this depth.
     """
     state = _read(path)
-    loaded: list[str] = []
-    adapted: list[str] = []
-    taken: set[str] = set()
-    with torch.no_grad():
-        for source, name, parameter in _places(network):
-            if source not in state:
-                continue
-            value = _adapt(state[source], parameter.shape)
-            if value is None:
-                continue
-            parameter.copy_(value)
-            taken.add(name)
-            same = state[source].shape == parameter.shape
-            (loaded if same else adapted).append(source)
-    if not any(name.startswith("layer1.") for name in loaded + adapted):
+    found: dict[str, tuple[str, torch.Tensor, torch.Tensor]] = {}
+    for source, name, tensor in _places(network):
+        value = _adapt(state[source], tensor.shape) if source in state else None
+        if value is not None:
+            found[source] = (name, tensor, value)
+    if "conv1.weight" not in found:
+        # Statistics of a convolution that this stem has not.
+        found = {key: place for key, place in found.items() if not key.startswith("bn1.")}
+    stages: Any = network.stages
+    expected = [count * len(stages[0].first.convs) for count in blocks]
+    fits = any(source.startswith("layer1.") for source in found)
+    if not fits or _count_convs(state) != expected:
         raise DataError(
-            f"{path} fits nowhere; expected the state dict of a torchvision ResNet-{network.depth}."
+            f"{path} does not fit; expected the state dict of a torchvision ResNet-{network.depth}."
         )
-    used = {*loaded, *adapted}
+    with torch.no_grad():
+        for _, tensor, value in found.values():
+            tensor.copy_(value)
+    return _report(network, path, state, found)
+
+
+def _report(
+    network: ResNetUNet,
+    path: Path,
+    state: dict[str, torch.Tensor],
+    found: dict[str, tuple[str, torch.Tensor, torch.Tensor]],
+) -> PretrainedReport:
+    same = {
+        source for source, (_, tensor, _) in found.items() if state[source].shape == tensor.shape
+    }
+    taken = {name for name, _, _ in found.values()}
     encoder = (
         name
         for name, _ in network.named_parameters()
@@ -88,10 +100,10 @@ def load_resnet(network: ResNetUNet, path: Path) -> PretrainedReport:
     )
     return PretrainedReport(
         path,
-        tuple(loaded),
-        tuple(adapted),
-        tuple(key for key in state if key not in used and "num_batches" not in key),
-        tuple(name for name in encoder if name not in taken),
+        loaded=tuple(source for source in found if source in same),
+        adapted=tuple(source for source in found if source not in same),
+        unused=tuple(key for key in state if key not in found and "num_batches" not in key),
+        fresh=tuple(name for name in encoder if name not in taken),
     )
 
 
@@ -100,7 +112,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; expected a state dict.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # What torch raises on a strange file depends on its first bytes.
         raise DataError(
             f"{path} cannot be loaded as plain tensors; expected what torch.save writes for a "
             "state dict. Save it again with `torch.save(model.state_dict(), path)`."
@@ -108,6 +120,14 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise DataError(f"{path} is no state dict; expected names with tensors.")
     return state
+
+
+def _count_convs(state: dict[str, torch.Tensor]) -> list[int]:
+    """Per stage; no two depths have the same."""
+    return [
+        sum(key.startswith(f"layer{stage}.") and ".conv" in key for key in state)
+        for stage in (1, 2, 3, 4)
+    ]
 
 
 def _places(network: ResNetUNet) -> Iterator[tuple[str, str, torch.Tensor]]:

@@ -64,6 +64,8 @@ class UNetPlusPlus(SegmentationNetwork):
     [(2, 2, 8, 8), (2, 2, 8, 8)]
     """
 
+    __jit_ignored_attributes__ = ("levels", "options")
+
     def __init__(  # noqa: PLR0913  # options by keyword
         self,
         spatial_dims: int,

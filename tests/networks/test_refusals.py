@@ -1,0 +1,183 @@
+"""Wrong options and inputs are refused by a `ConfigError` that names them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from volseg.errors import ConfigError
+from volseg.networks import build_network, list_networks, list_options
+
+SMALL = {"channels": (4, 8, 16)}
+
+
+def build(name, spatial_dims=2, in_channels=1, out_channels=2, **options):
+    return build_network(
+        name,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        **{**SMALL, **options},
+    )
+
+
+def test_configuration_errors_are_value_errors():
+    with pytest.raises(ValueError, match="channels"):
+        build("unet", channels=(4,))
+
+
+COMMON = [
+    ({"spatial_dims": 1}, r"spatial_dims 1; expected 2 or 3"),
+    ({"spatial_dims": 4}, r"spatial_dims 4; expected 2 or 3"),
+    ({"in_channels": 0}, r"in_channels 0; expected at least 1"),
+    ({"out_channels": 0}, r"out_channels 0; expected at least 1"),
+    ({"channels": (4,)}, r"channels \(4,\); expected two levels or more"),
+    ({"channels": (4, 0, 4)}, r"channels \(4, 0, 4\); expected .* 1 or more each"),
+    ({"strides": (1, 2)}, r"3 channels, 2 strides and 3 kernel_sizes"),
+    ({"kernel_sizes": (3, 3, 3, 3)}, r"3 channels, 3 strides and 4 kernel_sizes"),
+    ({"strides": (1, 2, (2, 2, 2))}, r"stride \(2, 2, 2\).*spatial_dims=2"),
+    ({"strides": (1, 0, 2)}, r"stride 0; expected a positive integer"),
+    ({"kernel_sizes": (3, 2, 3)}, r"kernel_size \(2, 2\); expected odd sizes"),
+    ({"norm": "layer"}, r"norm 'layer'; expected one of instance, batch, none"),
+    ({"norm": []}, r"norm \[\]; expected a name, or a name and a dict of options"),
+    ({"norm": ["batch", 1e-3]}, r"norm \['batch', 0.001\]; expected a name, or a name and a dict"),
+    ({"norm": ["batch", {"epsilon": 1}]}, r"option of norm 'batch' 'epsilon'.*Did you mean 'eps'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), COMMON)
+@pytest.mark.parametrize("name", list_networks())
+def test_wrong_option_that_all_networks_have(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **options)
+
+
+SHARED = [
+    ("strides", (2, 2, 2), r"strides\[0\] 2; expected 1"),
+    ("dropout", 1.0, r"dropout 1.0; expected at least 0 and below 1"),
+    ("dropout", -0.5, r"dropout -0.5; expected at least 0 and below 1"),
+    ("activation", "tanh", r"activation 'tanh'; expected one of leaky_relu, relu"),
+    ("padding", "full", r"padding 'full'; expected one of same, valid"),
+    ("upsampling", "linear", r"upsampling 'linear'; expected one of"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        (name, *row)
+        for name in list_networks()
+        for row in SHARED
+        # The large stem of a ResNet may have a stride.
+        if row[0] in list_options(name) and (name, row[0]) != ("resnet_unet", "strides")
+    ],
+)
+def test_wrong_option_that_several_networks_have(name, option, value, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("unet", {"encoder": "resnet"}, r"encoder 'resnet'; expected one of plain, residual"),
+        ("unet", {"num_convs": 0}, r"num_convs 0; expected at least 1"),
+        ("unet", {"num_convs": (2, 2)}, r"num_convs \(2, 2\); expected .* 3 of them"),
+        ("unet", {"num_decoder_convs": (1,)}, r"num_decoder_convs \(1,\); expected .* 2 of them"),
+        ("unet_original", {"align": "padd"}, r"align 'padd'.*Did you mean 'pad'"),
+        ("unet_original", {"padding": "valid"}, r"padding 'valid' with align 'pad'"),
+        (
+            "unet_original",
+            {"padding": "valid", "align": "crop", "upsampling": "nearest"},
+            r"upsampling 'nearest'; expected .* upsampling 'deconv'",
+        ),
+        ("unet3d_original", {"channels": (4, 7)}, r"channels \(4, 7\); expected even numbers"),
+        ("unet3d_original", {"supervision": "both"}, r"supervision 'both'; expected one of"),
+        (
+            "unet3d_deep_supervision",
+            {"branch": "cubic"},
+            r"branch 'cubic'; expected one of linear, nearest, deconv, none",
+        ),
+        (
+            "unet3d_deep_supervision",
+            {"padding": "valid"},
+            r"deep_supervision with padding 'valid'; expected padding 'same'",
+        ),
+        ("unet_summed_logits", {"num_auxiliary": -1}, r"num_auxiliary -1; expected at least 0"),
+        ("unetplusplus", {"form": "tensorflow"}, r"form 'tensorflow'; expected one of pytorch"),
+        ("unetplusplus", {"eval_output": 3}, r"eval_output 3; expected .* of \[1, 2\]"),
+        ("unetplusplus", {"eval_output": 0}, r"eval_output 0; expected .* of \[1, 2\]"),
+        ("unetplusplus", {"eval_output": "first"}, r"eval_output 'first'; expected 'last', 'mean'"),
+        (
+            "unetplusplus",
+            {"eval_output": 1, "deep_supervision": False},
+            r"eval_output 1; expected .* of \[2\]",
+        ),
+        ("laddernet", {"num_ladders": 1}, r"num_ladders 1; expected 2 or more"),
+        ("resnet_unet", {"depth": 101}, r"depth 101; expected one of 18, 34, 50"),
+        ("resnet_unet", {"stem": "k5"}, r"stem 'k5'; expected one of k7s2pool, k3s1"),
+        ("resnet_unet", {"first_stage": "none"}, r"first_stage 'none'; expected one of"),
+        (
+            "resnet_unet",
+            {"first_stage": "identity"},
+            r"first_stage 'identity' .* 4 to 8 channels.*Use 'projection'",
+        ),
+        (
+            "resnet_unet",
+            {"first_stage": "identity", "channels": (4, 4, 8), "stem": "k3s1"},
+            r"first_stage 'identity' with stride \(2, 2\)",
+        ),
+        ("resnet_unet", {"strides": (1, 2, 2)}, r"strides\[0\] 1 with stem 'k7s2pool'"),
+        ("resnet_unet", {"strides": (2, 2, 2), "stem": "k3s1"}, r"strides\[0\] 2; expected 1"),
+        ("resnet_unet", {"blocks": (1,)}, r"blocks \(1,\); expected 2 numbers"),
+        ("resnet_unet", {"blocks": (1, 0)}, r"blocks \(1, 0\); expected 2 numbers of 1 or more"),
+        ("resnet_unet", {"decoder_channels": (4, 4)}, r"decoder_channels \(4, 4\); expected 3"),
+        ("resnet_unet", {"decoder_norm": "layer"}, r"norm 'layer'; expected one of"),
+    ],
+)
+def test_wrong_option_of_one_network(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **options)
+
+
+def make_single_voxel(network, batch=1):
+    return torch.zeros(batch, 1, *network.total_stride)
+
+
+@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("is_training", [True, False])
+def test_one_voxel_at_the_coarsest_level_is_refused_under_instance_norm(name, is_training):
+    network = build(name, norm="instance").train(is_training)
+    with pytest.raises(ConfigError, match=r"one voxel at the coarsest level.*expected twice"):
+        network(make_single_voxel(network))
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_one_value_at_the_coarsest_level_is_refused_under_batch_norm_in_training(name):
+    network = build(name, norm="batch")
+    with pytest.raises(ConfigError, match=r"one voxel at the coarsest.*batch normalisation"):
+        network.train()(make_single_voxel(network))
+    network.train()(make_single_voxel(network, batch=2))
+    network.eval()(make_single_voxel(network))
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_less_than_a_voxel_at_the_coarsest_level_is_refused(name):
+    network = build(name, norm="none").eval()
+    image = make_single_voxel(network)
+    with pytest.raises(ConfigError, match="input size"):
+        network(image[:, :, : network.total_stride[0] - 1])
+    if name != "resnet_unet":  # Its decoder has a norm of its own.
+        network(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("unet_original", {"align": "crop"}), ("unet3d_original", {})]
+)
+def test_smallest_input_of_unpadded_convolutions_is_named(name, options):
+    # Backwards: the last two convolutions need 5, upsampling makes 6 of 3; those before need 7,
+    # made as 8 of 4. Hence 4 + 4 at the coarsest level, 16 + 4 above, and 40 + 4 at the finest.
+    network = build(name, padding="valid", **options).eval()
+    assert network(torch.zeros(1, 1, 44, 44)).shape == (1, 2, 4, 4)
+    with pytest.raises(ConfigError, match=r"input size \[44, 43\]; expected at least \[44, 44\]"):
+        network(torch.zeros(1, 1, 44, 43))
