@@ -177,3 +177,12 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, run_network
     assert lines == []
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+def test_a_long_chain_moves_closer_together(run_networks):
+    _, lines, _ = run_networks("laddernet", "--set", "num_ladders=3", "--patch", "128,128,128")
+    drawing = drawing_of(lines)[:4]
+    assert max(map(len, drawing)) <= 80
+    assert drawing[3].split() == ["1/8", "16x16x16", "128", "128", "128"]
+    # Columns are kept: the second coarsest block stands left of the coarsest.
+    assert drawing[2].index(" 64─") < drawing[3].index(" 128 ")

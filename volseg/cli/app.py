@@ -227,6 +227,40 @@ def export(
 
 
 @app.command()
+def networks(
+    name: Annotated[str | None, typer.Argument(help="Draw and describe this one.")] = None,
+    spatial_dims: Annotated[int, typer.Option(help="2 or 3.")] = 3,
+    patch: Annotated[
+        str | None, typer.Option(help="Voxels per axis, as in 96,96,64. By default 64 each.")
+    ] = None,
+    in_channels: Annotated[int, typer.Option(help="Channels of the image.")] = 1,
+    classes: Annotated[int, typer.Option(help="Classes, background counted.")] = 2,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Option of the network. Repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks with their cost and source; draw one in the terminal."""
+    from volseg.cli.networks import (
+        Request,
+        compare,
+        describe,
+        format_description,
+        format_table,
+        to_json,
+    )
+
+    request = Request(spatial_dims, patch, in_channels, classes, tuple(overrides or ()))
+    if as_json:
+        _print_json(compare(request) if name is None else to_json(describe(name, request)))
+    elif name is None:
+        typer.echo(format_table(compare(request), request))
+    else:
+        typer.echo(format_description(describe(name, request)))
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="New folder.")] = Path("demo"),
     dataset: Annotated[

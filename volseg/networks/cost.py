@@ -39,7 +39,7 @@ def count_cost(network: SegmentationNetwork, size: Sequence[int]) -> NetworkCost
 
     >>> from volseg.networks import UNet
     >>> count_cost(UNet(2, 1, 2, channels=(8, 16)), (32, 32)).parameters
-    6666
+    6562
     """
     shadow = copy.deepcopy(network).to("meta").train()
     # Two images, since a normalisation may refuse a single value in training.

@@ -144,7 +144,8 @@ def split_norm(norm: NormSpec) -> tuple[str, dict[str, Any]]:
     >>> split_norm(["batch", {"eps": 0.001}])
     ('batch', {'eps': 0.001})
     """
-    name, options = norm if not isinstance(norm, str) and len(norm) == 2 else (norm, {})
+    parts: Sequence[Any] = (norm, {}) if isinstance(norm, str) else norm
+    name, options = parts if len(parts) == 2 else (None, None)
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise ConfigError(f"norm {norm}; expected a name, or a name and a dict of options.")
     check_choice("norm", name, _NORM_OPTIONS)

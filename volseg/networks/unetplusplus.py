@@ -64,6 +64,8 @@ class UNetPlusPlus(SegmentationNetwork):
     [(2, 2, 8, 8), (2, 2, 8, 8)]
     """
 
+    options: dict[str, Any]
+
     __jit_ignored_attributes__ = ("levels", "options")
 
     def __init__(  # noqa: PLR0913  # options by keyword
@@ -122,7 +124,7 @@ class UNetPlusPlus(SegmentationNetwork):
         self.eval_head = _find_head(eval_output, heads)
         self.eval_index = heads.index(self.eval_head)
         style = Style(spatial_dims, norm, activation, dropout=dropout)
-        self.options: dict[str, Any] = {
+        self.options = {
             "form": form,
             "norm": norm,
             "activation": activation,
