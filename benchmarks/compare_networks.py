@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -265,9 +266,10 @@ def describe_machine(device: str) -> dict[str, str]:
     }
 
 
+BOTH = " plain volseg"
 HEADER = f"""
-{"":21} {"seconds":^13} {"volseg / plain":^20} {"kept MB":^13} {"peak MB":^13} {"resident MB":^13}
-{"network":21} {" plain volseg"} {"median":>6} {"quartiles":>13} {" plain volseg " * 3}"""
+{"":21} {"seconds":^13} {"volseg / plain":^20} {"kept MB":^13} {"peak MB":^13} {"resident MB":>12}
+{"network":21} {BOTH} {"median":>6} {"quartiles":>13} {BOTH} {BOTH} {BOTH}"""
 
 
 def format_row(cost: Cost) -> str:
@@ -296,6 +298,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.memory and arguments.device != "cpu":
         parser.error("--memory is for --device cpu; the peak says it all for cuda")
+    # Without this the profiler reports its own starts and stops between the rows.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     about = describe_machine(arguments.device)
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(HEADER)
