@@ -156,6 +156,16 @@ def test_other_numbers_of_channels_keep_the_response_to_equal_channels(save, in_
     )
 
 
+def test_no_statistics_without_their_convolution_and_planes_across_the_thin_axis(save):
+    report = build(dims=3, kernel_sizes=[[1, 7, 7], [1, 3, 3], 5, 5, 5]).load_pretrained(
+        save(make_state(18))
+    )
+    assert "layer1.0.conv1.weight" in report.adapted
+    assert "layer1.0.bn1.weight" in report.loaded
+    assert "layer2.0.conv1.weight" in report.unused
+    assert "layer2.0.bn1.running_mean" in report.unused
+
+
 def test_small_stem_leaves_the_first_kernel_and_its_statistics(save):
     report = build(stem="k3s1").load_pretrained(save(make_state(18)))
     assert {"conv1.weight", "bn1.weight", "bn1.running_mean"} <= set(report.unused)

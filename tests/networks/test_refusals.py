@@ -181,3 +181,11 @@ def test_smallest_input_of_unpadded_convolutions_is_named(name, options):
     assert network(torch.zeros(1, 1, 44, 44)).shape == (1, 2, 4, 4)
     with pytest.raises(ConfigError, match=r"input size \[44, 43\]; expected at least \[44, 44\]"):
         network(torch.zeros(1, 1, 44, 43))
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_penultimate_of_no_channel_is_refused(value):
+    with pytest.raises(ConfigError, match=f"penultimate {value}; expected None, or 1 or more"):
+        build_network(
+            "unet_keras", spatial_dims=2, in_channels=1, out_channels=2, penultimate=value
+        )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from volseg.errors import ConfigError
@@ -84,3 +85,10 @@ def test_option_of_a_wrong_type_is_refused_with_its_value():
 
 def test_networks_can_be_used_by_their_class():
     assert ResNetUNet(2, 1, 2, depth=18).depth == 18
+
+
+@pytest.mark.parametrize("name", ["unet", "unet3d_original", "dsn3d", "unetplusplus"])
+def test_a_single_output_is_a_tensor_in_training_too(name):
+    network = build_network(name, **FACTS, channels=[4, 8], deep_supervision=True).train()
+    assert len(network.supervision_strides) == 1
+    assert isinstance(network(torch.zeros(2, 1, 8, 8)), torch.Tensor)

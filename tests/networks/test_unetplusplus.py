@@ -97,3 +97,8 @@ def test_without_supervision_there_is_one_head():
     state = network.state_dict()
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     assert torch.equal(plain(IMAGE), network(IMAGE))
+
+
+def test_pruned_network_keeps_the_type_of_its_weights():
+    network = UNetPlusPlus(2, 1, 2, channels=(4, 8, 8)).double()
+    assert next(network.prune(1).parameters()).dtype == torch.float64

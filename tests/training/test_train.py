@@ -292,8 +292,49 @@ def test_pretrained_weights_are_for_the_network_that_takes_them(
     with pytest.raises(ConfigError, match="network 'unet'; expected 'resnet_unet'"):
         volseg.train(balls, tmp_path / "a", config=tiny("network.pretrained=r34.pth"), epochs=1)
     config = tiny("network.name=resnet_unet", f"network.pretrained={tmp_path / 'r34.pth'}")
-    with pytest.raises(DataError, match=r"r34\.pth does not exist"):
+    with pytest.raises(ConfigError, match=r"r34\.pth does not exist"):
         volseg.train(balls, tmp_path / "b", config=config, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["network.name=ladernet"], "Did you mean 'laddernet'"),
+        (["network.name=laddernet", "network.deep_supervision=true"], "has a single output"),
+        (["network.name=laddernet", "network.options.ladders=3"], "Did you mean 'num_ladders'"),
+        (["network.name=laddernet", "loss.supervision_weights=dsn"], "has a single output"),
+        (["network.name=unetplusplus", "loss.supervision_weights=[1, 0.5, 0.2]"], "and 3 weights"),
+        (["network.options.in_channels=3"], "in_channels cannot be set there"),
+        (["network.options.strides=[1, 2]"], "strides cannot be set there"),
+        (
+            [
+                "network.name=unet_original",
+                "network.options={align: crop, padding: valid}",
+                "plan.patch=[48, 48, 48]",
+            ],
+            "expected the same size",
+        ),
+        (["network.name=unet3d_original", "plan.width=5"], "expected even numbers"),
+    ],
+)
+def test_network_that_cannot_train_is_refused_before_anything_is_kept(
+    overrides: list[str], message: str, balls: Path, tmp_path: Path
+) -> None:
+    config = load_config(None, [*TINY, *overrides])
+    with pytest.raises(ConfigError, match=message):
+        volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert not (tmp_path / "run" / "plan.yaml").exists()
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_training_of_an_edited_plan_can_be_resumed(balls: Path, tmp_path: Path) -> None:
+    from volseg.planning import plan_run
+
+    plan_run(balls, tmp_path / "run", tiny("network.name=laddernet"))
+    config = tiny("training.steps_per_epoch=2")
+    assert "name" not in config.network.model_fields_set
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert volseg.train(balls, run, resume=True) == run
 
 
 def test_two_folds_share_plan_and_cache(balls: Path, tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ class MultiLevelLoss(nn.Module):
         losses = [self._compare(output, target) for output in logits]
         return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
 
+    def check_outputs(self, num_outputs: int) -> None:
+        """Refuse a number of outputs that the weights are not for.
+
+        Raises:
+            ConfigError: another number of weights.
+        """
+        self._weights(num_outputs)
+
     def _weights(self, num_outputs: int) -> list[float]:
         if isinstance(self.weights, str):
             weights = _WEIGHTS[self.weights](num_outputs)

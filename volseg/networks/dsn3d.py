@@ -90,7 +90,7 @@ class DeeplySupervisedNet(SegmentationNetwork):
             norm=norm,
             supervision_strides=((1,) * spatial_dims,) * (1 + len(supervised)),
         )
-        self.deep_supervision = deep_supervision
+        self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
         style = Style(spatial_dims, norm, activation, dropout=dropout)
         self.encoder = nn.ModuleList()
         for i, (width, kernel) in enumerate(zip(channels, levels.kernel_sizes, strict=True)):

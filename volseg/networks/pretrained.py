@@ -49,9 +49,9 @@ def load_resnet(network: ResNetUNet, path: Path, blocks: Sequence[int]) -> Pretr
 
     Convolutions go one to one. A post-activation ResNet normalises behind each convolution, this
     encoder in front of the next one: all norms but the last of each unit have a counterpart. 2D
-    kernels are inflated to 3D along the last axis with their sum kept (Carreira and Zisserman,
-    2017, doi 10.1109/CVPR.2017.502); for images of other than three channels the first
-    convolution's kernels are averaged over channels, with their sum kept.
+    kernels are inflated to 3D along the axis where the kernel is 1, or else the last, with their
+    sum kept (Carreira and Zisserman, 2017, doi 10.1109/CVPR.2017.502); for images of other than
+    three channels the first convolution's kernels are averaged over channels, with their sum kept.
 
     Args:
         network: changed in place, or left as it is if the file is refused.
@@ -67,12 +67,11 @@ def load_resnet(network: ResNetUNet, path: Path, blocks: Sequence[int]) -> Pretr
         value = _adapt(state[source], tensor.shape) if source in state else None
         if value is not None:
             found[source] = (name, tensor, value)
-    if "conv1.weight" not in found:
-        # Statistics of a convolution that this stem has not.
-        found = {key: place for key, place in found.items() if not key.startswith("bn1.")}
+    # Statistics without the convolution that they are of would be wrong.
+    found = {source: place for source, place in found.items() if _convolution(source) in found}
     stages: Any = network.stages
     expected = [count * len(stages[0].first.convs) for count in blocks]
-    fits = any(source.startswith("layer1.") for source in found)
+    fits = "layer1.0.conv1.weight" in found
     if not fits or _count_convs(state) != expected:
         raise DataError(
             f"{path} does not fit; expected the state dict of a torchvision ResNet-{network.depth}."
@@ -105,6 +104,12 @@ def _report(
         unused=tuple(key for key in state if key not in found and "num_batches" not in key),
         fresh=tuple(name for name in encoder if name not in taken),
     )
+
+
+def _convolution(source: str) -> str:
+    """The convolution whose output an entry is about; itself if it is of one."""
+    place, _, _ = source.rpartition(".")
+    return f"{place.replace('bn', 'conv')}.weight" if "bn" in place else f"{place}.weight"
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -158,8 +163,11 @@ def _modules(network: ResNetUNet) -> Iterator[tuple[str, nn.Module]]:
 def _adapt(value: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
     """Bring a 2D kernel to more axes or other input channels; None if that does not lead there."""
     if value.dim() >= 4 and len(shape) == value.dim() + 1:
-        depth = shape[-1]
-        value = value[..., None].expand(*value.shape, depth) / depth
+        # A kernel of 1 lies across the planes that the weights are for.
+        axis = next((axis for axis in (2, 3) if shape[axis] == 1), 4)
+        copies = [-1] * len(shape)
+        copies[axis] = shape[axis]
+        value = value.unsqueeze(axis).expand(copies) / shape[axis]
     if value.dim() >= 4 and value.shape[1] == 3 and value.shape[1] != shape[1]:
         value = value.sum(1, keepdim=True).expand(-1, shape[1], *value.shape[2:]) / shape[1]
     return value if value.shape == shape else None

@@ -101,6 +101,8 @@ class OriginalUNet(SegmentationNetwork):
         """
         check_choice("upsampling", upsampling, ("deconv", "nearest"))
         check_probability("dropout", dropout)
+        if penultimate is not None and penultimate < 1:
+            raise ConfigError(f"penultimate {penultimate}; expected None, or 1 or more.")
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
         if padding == "valid" and (align != "crop" or upsampling == "nearest"):
             raise ConfigError(

@@ -119,7 +119,7 @@ class UNetPlusPlus(SegmentationNetwork):
             norm=norm,
             supervision_strides=((1,) * spatial_dims,) * len(heads),
         )
-        self.deep_supervision = deep_supervision
+        self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
         self.averages = eval_output == "mean"
         self.eval_head = _find_head(eval_output, heads)
         self.eval_index = heads.index(self.eval_head)
@@ -195,7 +195,7 @@ class UNetPlusPlus(SegmentationNetwork):
         )
         own = self.state_dict()
         pruned.load_state_dict({name: own[name] for name in pruned.state_dict()})
-        return pruned.to(next(self.parameters()).device).train(self.training)
+        return pruned.to(next(self.parameters())).train(self.training)
 
     def _head_numbers(self) -> list[int]:
         return [int(key.split("_")[1]) for key in self.heads]

@@ -70,9 +70,9 @@ def choose_supervision(name: str, wanted: bool | None) -> bool | None:
     architecture = find_architecture(name)
     if architecture.has_supervision:
         return architecture.is_supervised if wanted is None else wanted
-    if wanted is not None:
+    if wanted:
         raise ConfigError(
-            f"network.deep_supervision {wanted} with network '{name}', which has a single output "
-            "in training. Leave it out."
+            f"network.deep_supervision with network '{name}', which has a single output in "
+            "training; expected none. Leave it out."
         )
     return None

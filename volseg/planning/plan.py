@@ -48,6 +48,10 @@ class Normalisation(Record):
         return tuple(value for value in values if value is not None)
 
 
+# What the dataset decides, and a file that a model folder cannot take along.
+_NOT_OPTIONS = {"spatial_dims", "in_channels", "out_channels", "pretrained"}
+
+
 class NetworkPlan(Record):
     """Shape of the network: one entry per level, level 0 the finest."""
 
@@ -68,8 +72,8 @@ class NetworkPlan(Record):
                 "channels, strides and kernel_sizes have {}, {} and {} levels; expected the "
                 "same number".format(*lengths)
             )
-        if doubled := set(self.options) & set(type(self).model_fields):
-            raise ValueError(f"options: {', '.join(sorted(doubled))} stand beside them already")
+        if taken := set(self.options) & (set(type(self).model_fields) | _NOT_OPTIONS):
+            raise ValueError(f"options: {', '.join(sorted(taken))} cannot be set there")
         return self
 
     @property

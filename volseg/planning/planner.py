@@ -268,13 +268,16 @@ class _Search:
             min(width * 2**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
         )
         chosen = self.config.network
-        return NetworkPlan(
-            name=chosen.name,
-            channels=channels,
-            strides=strides,
-            kernel_sizes=kernels,
-            deep_supervision=choose_supervision(chosen.name, chosen.deep_supervision),
-            options={**find_architecture(chosen.name).options, **chosen.options},
+        return NetworkPlan.parse(
+            {
+                "name": chosen.name,
+                "channels": channels,
+                "strides": strides,
+                "kernel_sizes": kernels,
+                "deep_supervision": choose_supervision(chosen.name, chosen.deep_supervision),
+                "options": {**find_architecture(chosen.name).options, **chosen.options},
+            },
+            "network",
         )
 
     def _pad(self, patch: tuple[int, ...], network: NetworkPlan) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from volseg.config import Config
 from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError
+from volseg.planning.architectures import choose_supervision
 from volseg.planning.fingerprint import compute_fingerprint
 from volseg.planning.machine import Machine, describe_cpu
 from volseg.planning.plan import Plan
@@ -27,6 +28,7 @@ def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
         ConfigError: `output` holds something else, or a plan already.
         DataError: the dataset cannot be used.
     """
+    choose_supervision(config.network.name, config.network.deep_supervision)
     found = find_dataset(dataset)
     run = open_run(output, found)
     if run.plan.exists():
@@ -35,7 +37,11 @@ def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
 
 
 def write_plan(
-    run: RunFolder, dataset: Dataset, config: Config, measure: Callable[[int], Machine]
+    run: RunFolder,
+    dataset: Dataset,
+    config: Config,
+    measure: Callable[[int], Machine],
+    check: Callable[[Plan], None] | None = None,
 ) -> PlannedTraining:
     """Read every case, measure the machine, plan, and write both files.
 
@@ -44,6 +50,7 @@ def write_plan(
         dataset: what it trains on.
         config: fixed values and the length of the training.
         measure: gives the training device for a number of spatial axes.
+        check: refuses a plan before it is written.
 
     Raises:
         DataError: a case cannot be read.
@@ -53,6 +60,8 @@ def write_plan(
     fingerprint.write_json(run.fingerprint)
     machine = measure(fingerprint.spatial_dims)
     planned = make_plan(fingerprint, machine, config, dataset.classes.num_classes)
+    if check is not None:
+        check(planned.plan)
     planned.plan.write_yaml(run.plan, planned.reasons)
     plan = planned.plan
     logger.info(

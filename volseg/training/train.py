@@ -25,6 +25,7 @@ from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, SegmentationNetwork
 from volseg.planning import Plan, find_contradiction, write_plan
+from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
 from volseg.run_folder import LAST, RunFolder, open_fold, open_run, open_splits, select_cases
@@ -93,7 +94,7 @@ def train(
     if resume:
         config = resumed_config(Path(output), config or Config(), minutes, epochs)
     config = with_length(config or Config(), minutes, epochs)
-    setting = prepare_training(Path(dataset), Path(output), config, choose_device(device))
+    setting = prepare_training(Path(dataset), Path(output), config, choose_device(device), resume)
     for number in choose_folds(fold, len(setting.splits)):
         has_begun = (setting.run.fold(number) / LAST).exists()
         is_complete = train_fold(setting, number, resume and (has_begun or fold != "all"))
@@ -132,16 +133,20 @@ def choose_folds(fold: int | str, num_folds: int) -> list[int]:
     return [int(fold)]
 
 
-def prepare_training(path: Path, output: Path, config: Config, device: torch.device) -> Setting:
+def prepare_training(
+    path: Path, output: Path, config: Config, device: torch.device, resume: bool = False
+) -> Setting:
     """Find the cases, open the run, plan or take up the plan, split."""
+    choose_supervision(config.network.name, config.network.deep_supervision)
     dataset = find_dataset(path)
     run = open_run(output, dataset)
     splits = open_splits(run, dataset, config)
     if run.plan.exists():
-        plan = _read_plan(run, dataset, config)
+        plan = _read_plan(run, dataset, config, resume)
         machine = measure_machine(device, plan.spatial_dims)
     else:
-        planned = write_plan(run, dataset, config, partial(measure_machine, device))
+        check = partial(check_network, config=config, num_classes=dataset.classes.num_classes)
+        planned = write_plan(run, dataset, config, partial(measure_machine, device), check)
         plan, machine = planned.plan, planned.machine
     if not run.splits.exists():
         write_splits(run.splits, splits)
@@ -151,20 +156,54 @@ def prepare_training(path: Path, output: Path, config: Config, device: torch.dev
     return Setting(run, dataset, plan, splits, config, step_seconds, device)
 
 
-def _read_plan(run: RunFolder, dataset: Dataset, config: Config) -> Plan:
+def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -> Plan:
     plan = Plan.read_yaml(run.plan)
     if plan.channel_names != dataset.channels:
         raise ConfigError(
             f"{run.plan}: channels {plan.channel_names}; expected {dataset.channels}, those of "
             f"{dataset.root}."
         )
-    if contradiction := find_contradiction(plan, config):
+    # A resumed training has the plan in its checkpoint.
+    if not resume and (contradiction := find_contradiction(plan, config)):
         raise ConfigError(
             f"{run.plan} is there and the configuration contradicts its {contradiction}. Edit "
             "that file, or choose another folder to plan again."
         )
+    try:
+        check_network(plan, config, dataset.classes.num_classes)
+    except ConfigError as error:
+        raise ConfigError(f"{run.plan}: {error}") from error
     logger.info("plan: using %s", run.plan)
     return plan
+
+
+def check_network(plan: Plan, config: Config, num_classes: int) -> None:
+    """Refuse a network, its options and its supervision before anything is prepared for them.
+
+    Raises:
+        ConfigError: the network refuses an option or the patch, gives another size than the
+            patch's, or cannot be supervised or begin as the configuration says.
+    """
+    with torch.device("meta"):
+        network = build_planned_network(plan, num_classes).eval()
+        size = network(torch.zeros(1, network.in_channels, *plan.patch)).shape[2:]
+    if tuple(size) != plan.patch:
+        raise ConfigError(
+            f"network '{plan.network.name}' turns a patch of {plan.patch} into {tuple(size)}; "
+            "expected the same size. Leave out its options for unpadded or cropped features."
+        )
+    outputs = len(network.supervision_strides)
+    chosen = {key for key in config.loss.model_fields_set if key.startswith("supervision_")}
+    changed = [key for key in chosen if getattr(config.loss, key) != getattr(LossConfig(), key)]
+    if outputs == 1 and changed:
+        raise ConfigError(
+            f"loss.{changed[0]} with network '{plan.network.name}', which has a single output in "
+            "training. Leave it out."
+        )
+    if outputs > 1:
+        _make_loss(config.loss).check_outputs(outputs)
+    if config.network.pretrained is not None:
+        check_pretrained(network, config.network.pretrained, plan.network.name)
 
 
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
@@ -172,7 +211,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     folder = setting.run.fold(fold)
     config = open_fold(setting.run, fold, setting.config, resume)
     train_cases, validation_cases = _open_cases(setting, setting.splits[fold])
-    learner = _make_learner(setting, config, fold)
+    learner = _make_learner(setting, config, fold, resume)
     parts = _resumable_parts(learner)
     checkpoints = Checkpoints(folder, setting.plan, learner.average, parts, learner.counters)
     if resume:
@@ -243,13 +282,13 @@ def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[
     return [cached[i] for i in split.train], [cached[i] for i in split.validation]
 
 
-def _make_learner(setting: Setting, config: Config, fold: int) -> Learner:
+def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> Learner:
     """Network with weights that depend on seed and fold only, its loss and its budget."""
     training = config.training
     torch.manual_seed(training.seed * 100 + fold)
     network = build_planned_network(setting.plan, setting.dataset.classes.num_classes)
-    if config.network.pretrained is not None:
-        _load_pretrained(network, config.network.pretrained, setting.plan.network.name)
+    if config.network.pretrained and not resume and isinstance(network, ResNetUNet):
+        network.load_pretrained(config.network.pretrained)
     if training.epochs:
         budget = Budget(training.epochs * training.steps_per_epoch)
     else:
@@ -269,13 +308,19 @@ def _make_loss(config: LossConfig) -> MultiLevelLoss:
     )
 
 
-def _load_pretrained(network: SegmentationNetwork, path: str, name: str) -> None:
+def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None:
+    """Refuse pretrained weights where they cannot be taken over.
+
+    Raises:
+        ConfigError: another network, or no such file.
+    """
     if not isinstance(network, ResNetUNet):
         raise ConfigError(
             f"network.pretrained with network '{name}'; expected 'resnet_unet', which alone takes "
             "pretrained weights. Leave it out."
         )
-    network.load_pretrained(path)
+    if not Path(path).is_file():
+        raise ConfigError(f"network.pretrained {path} does not exist; expected a state dict.")
 
 
 def _resumable_parts(learner: Learner) -> dict[str, object]:
