@@ -171,3 +171,11 @@ def test_wrong_norm_is_refused(norm, message):
 def test_dropout_out_of_range_is_refused(dropout):
     with pytest.raises(ConfigError, match=r"dropout .*; expected at least 0 and"):
         Unit(Style(2, dropout=dropout), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation", "overwrites"),
+    [("batch", "relu", True), ("instance", "relu", False), ("instance", "leaky_relu", True)],
+)
+def test_relu_does_not_overwrite_the_view_of_an_instance_norm(norm, activation, overwrites):
+    assert Unit(Style(3, norm, activation), 2, 2).activation.inplace is overwrites
