@@ -17,7 +17,7 @@ def build(**options):
 def test_branches_take_the_encoder_levels_between_finest_and_coarsest():
     network = build().train()
     features = []
-    for level in network.encoder:
+    for level in network.encoder.levels:
         level.register_forward_hook(lambda _, __, out: features.append(out))
     outputs = network(IMAGE)
     assert len(outputs) == 3
@@ -35,7 +35,7 @@ def test_widths_are_halved_by_each_deconvolution():
 
 
 def test_the_first_level_has_one_convolution_and_the_others_two():
-    assert [len(level[-1]) for level in build().encoder] == [1, 2, 2, 2]
+    assert [len(level[-1]) for level in build().encoder.levels] == [1, 2, 2, 2]
 
 
 def test_without_supervision_there_are_no_branches_and_the_output_is_the_same():

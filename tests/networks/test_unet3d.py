@@ -18,11 +18,12 @@ def build(**options):
 
 def record(network, image):
     """The outputs, and features of encoder and decoder, each finest first."""
-    features: dict[str, list[torch.Tensor]] = {"encoder": [], "decoder": []}
-    for part, found in features.items():
-        for level in getattr(network, part):
+    encoded: list[torch.Tensor] = []
+    decoded: list[torch.Tensor] = []
+    for levels, found in ((network.encoder.levels, encoded), (network.decoder, decoded)):
+        for level in levels:
             level.register_forward_hook(lambda _, __, out, found=found: found.append(out))
-    return network(image), features["encoder"], features["decoder"][::-1]
+    return network(image), encoded, decoded[::-1]
 
 
 def test_paper_size():
@@ -82,7 +83,7 @@ def test_branches_are_not_used_in_eval():
 
 def test_width_is_halved_in_the_first_convolution_and_kept_by_upsampling():
     network = build()
-    assert [unit.conv.out_channels for unit in network.encoder[0][0]] == [2, 4]
-    assert [unit.conv.out_channels for unit in network.encoder[1][1]] == [3, 6]
+    assert [unit.conv.out_channels for unit in network.encoder.levels[0][0]] == [2, 4]
+    assert [unit.conv.out_channels for unit in network.encoder.levels[1][1]] == [3, 6]
     deconv = network.decoder[0].upsampling
     assert (deconv.in_channels, deconv.out_channels, deconv.bias) == (10, 10, None)

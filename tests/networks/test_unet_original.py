@@ -46,7 +46,7 @@ def test_alignment_changes_nothing_where_sizes_fit():
 def test_weights_are_drawn_as_he_for_relu():
     torch.manual_seed(0)
     network = OriginalUNet(2, 1, 2, channels=(32, 64))
-    conv = network.encoder[1][1][1].conv
+    conv = network.encoder.levels[1][1][1].conv
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
     assert conv.bias.abs().max() == 0
 
@@ -54,7 +54,7 @@ def test_weights_are_drawn_as_he_for_relu():
 def test_keras_form_drops_values_at_the_two_deepest_levels_in_training():
     torch.manual_seed(0)
     network = build_network("unet_keras", spatial_dims=2, in_channels=1, out_channels=2, **SMALL)
-    dropped = [isinstance(level[-1], nn.Dropout) for level in network.encoder]
+    dropped = [isinstance(level[-1], nn.Dropout) for level in network.encoder.levels]
     assert dropped == [False, True, True]
     image = torch.randn(1, 1, 8, 8)
     assert not torch.equal(network.train()(image), network(image))

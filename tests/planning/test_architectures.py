@@ -22,12 +22,21 @@ def test_supervision_is_asked_of_networks_that_have_it(name: str) -> None:
     assert ARCHITECTURES[name].has_supervision == ("deep_supervision" in list_options(name))
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "unet"])
+VARIANTS = [(name, {}) for name in ARCHITECTURES] + [
+    (name, {option: value})
+    for name, architecture in ARCHITECTURES.items()
+    for option, value in architecture.variants
+    if value not in (5, 7, 8, 9, 10, 11)  # Of ladders some are enough.
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
 @pytest.mark.parametrize(("channels", "size"), LEVELS)
 def test_cost_beside_the_unet_holds_within_a_third(
-    name: str, channels: tuple[int, ...], size: tuple[int, ...]
+    name: str, options: dict[str, object], channels: tuple[int, ...], size: tuple[int, ...]
 ) -> None:
     architecture = ARCHITECTURES[name]
+    operations, memory = architecture.scale(options)
 
     def count(name: str, **options: object) -> tuple[float, float]:
         facts = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": channels}
@@ -35,10 +44,16 @@ def test_cost_beside_the_unet_holds_within_a_third(
             cost = count_cost(build_network(name, **facts, **options), size)
         return cost.gflop, cost.training_mb
 
-    theirs = count(name, **architecture.options)
+    theirs = count(name, **{**architecture.options, **options})
     unet = count("unet", deep_supervision=True)
-    assert theirs[0] / unet[0] == pytest.approx(architecture.operations, rel=1 / 3)
-    assert theirs[1] / unet[1] == pytest.approx(architecture.memory, rel=1 / 3)
+    assert theirs[0] / unet[0] == pytest.approx(operations, rel=1 / 3)
+    assert theirs[1] / unet[1] == pytest.approx(memory, rel=1 / 3)
+
+
+def test_cost_of_an_option_that_is_not_listed_or_no_value_is_the_networks_own() -> None:
+    architecture = ARCHITECTURES["laddernet"]
+    own = (architecture.operations, architecture.memory)
+    assert architecture.scale({"norm": ["batch", {}], "num_ladders": [2]}) == own
 
 
 def test_supervision_is_the_sources_unless_said() -> None:

@@ -18,13 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from volseg.networks.encoder import PooledEncoder
 from volseg.networks.layers import (
-    ConvStack,
     NormSpec,
     Size,
     Style,
     initialise_he_,
-    make_pooling,
 )
 from volseg.networks.levels import make_levels
 from volseg.networks.network import SegmentationNetwork
@@ -92,12 +91,8 @@ class DeeplySupervisedNet(SegmentationNetwork):
         )
         self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
         style = Style(spatial_dims, norm, activation, dropout=dropout)
-        self.encoder = nn.ModuleList()
-        for i, (width, kernel) in enumerate(zip(channels, levels.kernel_sizes, strict=True)):
-            before = channels[i - 1] if i else in_channels
-            convs = ConvStack(style, before, width, num_convs=2 if i else 1, kernel_size=kernel)
-            pool = [make_pooling(levels.strides[i], spatial_dims)] if i else []
-            self.encoder.append(nn.Sequential(*pool, convs))
+        widths = [(channels[0],), *((width, width) for width in channels[1:])]
+        self.encoder = PooledEncoder(style, in_channels, levels, widths)
         self.decoder = DeconvBranch(
             spatial_dims, channels[-1], out_channels, levels.strides[1:], bias=True
         )
@@ -120,11 +115,8 @@ class DeeplySupervisedNet(SegmentationNetwork):
             ConfigError: a shape that the network cannot take.
         """
         self.check_input(x)
-        features: list[torch.Tensor] = []
-        for level in self.encoder:
-            x = level(x)
-            features.append(x)
-        outputs: list[torch.Tensor] = [self.decoder(x)]
+        features = self.encoder(x)
+        outputs: list[torch.Tensor] = [self.decoder(features[-1])]
         if not (self.training and self.deep_supervision):
             return outputs[0]
         for index, branch in enumerate(self.branches):

@@ -10,7 +10,15 @@ import torch
 from monai.networks.layers.factories import Pool
 from torch import nn
 
-from volseg.networks.layers import ConvStack, Size, Style, Unit, make_activation, per_axis
+from volseg.networks.layers import (
+    ConvStack,
+    Size,
+    Style,
+    Unit,
+    make_activation,
+    make_pooling,
+    per_axis,
+)
 from volseg.networks.levels import Levels
 
 
@@ -33,6 +41,47 @@ class PlainEncoder(nn.Module):
             ConvStack(style, before, after, num_convs=count, kernel_size=kernel, stride=stride)
             for before, after, stride, kernel, count in _transitions(in_channels, levels, num_convs)
         )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""
+        features: list[torch.Tensor] = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class PooledEncoder(nn.Module):
+    """A stack of convolutions per level; behind the finest, each level begins with pooling."""
+
+    def __init__(
+        self,
+        style: Style,
+        in_channels: int,
+        levels: Levels,
+        widths: Sequence[Sequence[int]],
+        deep_dropout: float = 0.0,
+    ) -> None:
+        """Build the levels, finest first.
+
+        Args:
+            style: of the network.
+            in_channels: of the image.
+            levels: strides and kernels.
+            widths: per level the feature maps behind each of its convolutions.
+            deep_dropout: probability that a value behind one of the two deepest levels is set to
+                zero in training.
+        """
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for i, (width, kernel) in enumerate(zip(widths, levels.kernel_sizes, strict=True)):
+            before = widths[i - 1][-1] if i else in_channels
+            level = nn.Sequential(ConvStack(style, before, width, kernel_size=kernel))
+            if i:
+                level.insert(0, make_pooling(levels.strides[i], style.spatial_dims))
+            if deep_dropout and i >= len(widths) - 2:
+                level.append(nn.Dropout(deep_dropout))
+            self.levels.append(level)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""

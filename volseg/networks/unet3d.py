@@ -21,6 +21,7 @@ from torch import nn
 
 from volseg.errors import ConfigError
 from volseg.networks.decoder import ConcatLevel
+from volseg.networks.encoder import PooledEncoder
 from volseg.networks.layers import (
     ConvStack,
     NormSpec,
@@ -30,7 +31,6 @@ from volseg.networks.layers import (
     initialise_he_,
     make_conv,
     make_deconv,
-    make_pooling,
 )
 from volseg.networks.levels import Levels, check_smallest, make_levels
 from volseg.networks.network import SegmentationNetwork
@@ -123,7 +123,8 @@ class UNet3d(SegmentationNetwork):
         self.supervises_encoder = supervision == "encoder"
         self.smallest = levels.smallest_unpadded if padding == "valid" else ones
         style = Style(spatial_dims, norm, activation, dropout=dropout, padding=padding)
-        self.encoder = _make_encoder(style, in_channels, levels)
+        widths = [(width // 2, width) for width in channels]
+        self.encoder = PooledEncoder(style, in_channels, levels, widths)
         self.decoder = _make_decoder(style, levels)
         self.head = make_conv(spatial_dims, channels[0], out_channels)
         self.branches = nn.ModuleList(
@@ -144,10 +145,8 @@ class UNet3d(SegmentationNetwork):
         """
         self.check_input(x)
         check_smallest(x, list(self.smallest))
-        features: list[torch.Tensor] = []
-        for level in self.encoder:
-            x = level(x)
-            features.append(x)
+        features = self.encoder(x)
+        x = features[-1]
         decoded = [x]
         for index, step in enumerate(self.decoder):
             x = step(x, features[-2 - index])
@@ -160,17 +159,6 @@ class UNet3d(SegmentationNetwork):
         for index, branch in enumerate(self.branches):
             outputs.append(branch(taps[index + 1]))
         return outputs
-
-
-def _make_encoder(style: Style, in_channels: int, levels: Levels) -> nn.ModuleList:
-    encoder = nn.ModuleList()
-    for i, (width, kernel) in enumerate(zip(levels.channels, levels.kernel_sizes, strict=True)):
-        before = levels.channels[i - 1] if i else in_channels
-        level = nn.Sequential(ConvStack(style, before, (width // 2, width), kernel_size=kernel))
-        if i:
-            level.insert(0, make_pooling(levels.strides[i], style.spatial_dims))
-        encoder.append(level)
-    return encoder
 
 
 def _make_decoder(style: Style, levels: Levels) -> nn.ModuleList:

@@ -19,6 +19,7 @@ from torch import nn
 
 from volseg.errors import ConfigError
 from volseg.networks.decoder import ConcatLevel
+from volseg.networks.encoder import PooledEncoder
 from volseg.networks.layers import (
     ConvStack,
     NormSpec,
@@ -31,9 +32,8 @@ from volseg.networks.layers import (
     make_conv,
     make_deconv,
     make_nearest,
-    make_pooling,
 )
-from volseg.networks.levels import Levels, check_smallest, make_levels
+from volseg.networks.levels import check_smallest, make_levels
 from volseg.networks.network import SegmentationNetwork
 
 
@@ -118,7 +118,8 @@ class OriginalUNet(SegmentationNetwork):
             divisor=None if align == "none" else (1,) * spatial_dims,
         )
         style = Style(spatial_dims, norm, activation, order="CNA", padding=padding)
-        self.encoder = _make_encoder(style, in_channels, levels, dropout)
+        widths = [(width, width) for width in channels]
+        self.encoder = PooledEncoder(style, in_channels, levels, widths, deep_dropout=dropout)
         self.decoder = nn.ModuleList(
             ConcatLevel(
                 _make_upsampling(upsampling, style, channels[i + 1], channels[i], stride),
@@ -145,28 +146,12 @@ class OriginalUNet(SegmentationNetwork):
         """
         self.check_input(x)
         check_smallest(x, list(self.smallest))
-        skips: list[torch.Tensor] = []
-        for level in self.encoder:
-            x = level(x)
-            skips.append(x)
+        skips = self.encoder(x)
+        x = skips[-1]
         for index, level in enumerate(self.decoder):
             x = level(x, skips[-2 - index])
         logits: torch.Tensor = self.head(x)
         return logits
-
-
-def _make_encoder(style: Style, in_channels: int, levels: Levels, dropout: float) -> nn.ModuleList:
-    widths = (in_channels, *levels.channels)
-    encoder = nn.ModuleList()
-    for i, stride in enumerate(levels.strides):
-        kernel = levels.kernel_sizes[i]
-        level = nn.Sequential(ConvStack(style, widths[i], widths[i + 1], kernel_size=kernel))
-        if i:
-            level.insert(0, make_pooling(stride, style.spatial_dims))
-        if dropout and i >= len(levels.channels) - 2:
-            level.append(nn.Dropout(dropout))
-        encoder.append(level)
-    return encoder
 
 
 def _make_upsampling(

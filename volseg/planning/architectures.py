@@ -21,6 +21,8 @@ class Architecture:
         has_supervision: whether it can be supervised at several outputs in training.
         is_supervised: whether it is, if nobody says.
         options: of the network's constructor, where a plan needs other than the default.
+        variants: what an option of a certain value makes of `operations` and `memory`, as factors;
+            listed where that is more than a fifth.
     """
 
     operations: float = 1.0
@@ -28,20 +30,53 @@ class Architecture:
     has_supervision: bool = False
     is_supervised: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[tuple[str, Any], tuple[float, float]] = field(default_factory=dict)
 
+    def scale(self, options: Mapping[str, Any]) -> tuple[float, float]:
+        """`operations` and `memory` of the network with these options of its constructor."""
+        operations, memory = self.operations, self.memory
+        for (option, value), factors in self.variants.items():
+            if option in options and options[option] == value:
+                operations, memory = operations * factors[0], memory * factors[1]
+        return operations, memory
+
+
+_ENCODER_TAPS = {("supervision", "encoder"): (1.25, 1.2)}
 
 ARCHITECTURES = {
-    "unet": Architecture(has_supervision=True, is_supervised=True),
+    "unet": Architecture(
+        has_supervision=True,
+        is_supervised=True,
+        variants={("encoder", "residual"): (1.5, 1.2)},
+    ),
     "unet_original": Architecture(1.0, 0.65),
     "unet_keras": Architecture(1.12, 0.96),
-    "unet3d_original": Architecture(1.09, 1.04, has_supervision=True),
-    "unet3d_deep_supervision": Architecture(1.09, 1.04, has_supervision=True, is_supervised=True),
+    "unet3d_original": Architecture(1.09, 1.04, has_supervision=True, variants=_ENCODER_TAPS),
+    "unet3d_deep_supervision": Architecture(
+        1.09, 1.04, has_supervision=True, is_supervised=True, variants=_ENCODER_TAPS
+    ),
     "dsn3d": Architecture(0.55, 0.6, has_supervision=True, is_supervised=True),
     "unet_summed_logits": Architecture(1.45, 1.7),
-    "unetplusplus": Architecture(3.3, 3.6, has_supervision=True, is_supervised=True),
-    "laddernet": Architecture(2.35, 1.85),
+    "unetplusplus": Architecture(
+        3.3,
+        3.6,
+        has_supervision=True,
+        is_supervised=True,
+        variants={("form", "keras"): (1.0, 0.8)},
+    ),
+    # Each ladder beyond the second adds as much again.
+    "laddernet": Architecture(
+        2.35,
+        1.85,
+        variants={("num_ladders", n): (0.55 * n - 0.1,) * 2 for n in range(3, 13)},
+    ),
     # The stem of ImageNet divides by 4 before the first skip connection: too much for a volume.
-    "resnet_unet": Architecture(1.6, 1.2, options={"stem": "k3s1"}),
+    "resnet_unet": Architecture(
+        1.6,
+        1.2,
+        options={"stem": "k3s1"},
+        variants={("depth", 18): (0.75, 0.9), ("depth", 50): (1.1, 2.0)},
+    ),
     "hypercolumn_unet": Architecture(3.6, 4.0),
 }
 

@@ -55,8 +55,5 @@ def compute_cost(
             flop += 2 * voxels * channels * num_classes
             elements += (NUM_CONVS + 1) * voxels * channels + voxels * num_classes
         previous = channels
-    architecture = find_architecture(network.name)
-    return Cost(
-        gflop=flop / 1e9 * architecture.operations,
-        feature_mvoxels=elements / 1e6 * architecture.memory,
-    )
+    operations, memory = find_architecture(network.name).scale(network.options)
+    return Cost(gflop=flop / 1e9 * operations, feature_mvoxels=elements / 1e6 * memory)
