@@ -5,6 +5,7 @@ import torch
 
 from volseg.errors import ConfigError
 from volseg.networks import UNetPlusPlus
+from volseg.networks.unetplusplus import average_logits
 
 IMAGE = torch.randn(2, 1, 16, 32, generator=torch.manual_seed(0))
 
@@ -35,6 +36,25 @@ def test_eval_gives_the_chosen_head_or_the_mean(form):
         other = build(form=form, eval_output=choice)
         other.load_state_dict(network.state_dict())
         torch.testing.assert_close(other(IMAGE), logits)
+
+
+@pytest.mark.parametrize(
+    ("mean_of", "activate"), [("softmax", lambda x: x.softmax(1)), ("sigmoid", torch.sigmoid)]
+)
+def test_mean_of_probabilities(mean_of, activate):
+    network = build()
+    other = build(eval_output="mean", mean_of=mean_of)
+    other.load_state_dict(network.state_dict())
+    expected = sum(activate(logits) for logits in all_heads(network)) / 3
+    torch.testing.assert_close(activate(other(IMAGE)), expected)
+    assert not torch.allclose(activate(sum(all_heads(network)) / 3), expected, atol=1e-3)
+
+
+def test_mean_of_probabilities_is_finite_where_a_probability_is_0_in_float32():
+    logits = torch.tensor([200.0, -200.0]).reshape(1, 1, 2, 1).expand(2, 1, 2, 1)
+    torch.testing.assert_close(average_logits(logits, "sigmoid"), logits[0])
+    softmax = average_logits(logits, "softmax")
+    torch.testing.assert_close(softmax[:, :1] - softmax[:, 1:], torch.full((1, 1, 1), 400.0))
 
 
 @pytest.mark.parametrize("form", ["pytorch", "keras"])

@@ -17,6 +17,7 @@ from volseg.networks.laddernet import LadderNet
 from volseg.networks.layers import check_choice, prefer_speed_
 from volseg.networks.network import SegmentationNetwork
 from volseg.networks.resnet_unet import ResNetUNet
+from volseg.networks.supervision import strip_supervision
 from volseg.networks.unet import UNet
 from volseg.networks.unet3d import UNet3d
 from volseg.networks.unet_original import OriginalUNet
@@ -38,6 +39,7 @@ __all__ = [
     "list_networks",
     "list_options",
     "prefer_speed_",
+    "strip_supervision",
 ]
 
 

@@ -89,7 +89,6 @@ class DeeplySupervisedNet(SegmentationNetwork):
             norm=norm,
             supervision_strides=((1,) * spatial_dims,) * (1 + len(supervised)),
         )
-        self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
         style = Style(spatial_dims, norm, activation, dropout=dropout)
         widths = [(channels[0],), *((width, width) for width in channels[1:])]
         self.encoder = PooledEncoder(style, in_channels, levels, widths)

@@ -19,7 +19,8 @@ class SegmentationNetwork(nn.Module):
     """A network with a stated input: derive one final class per architecture and write `forward`.
 
     In eval mode `forward` returns one tensor ``(B, out_channels, *S)``. In training mode a network
-    with several supervised outputs returns a list of logits, main output first.
+    with several supervised outputs returns a list of logits, main output first, as long as
+    `deep_supervision` is on.
 
     Attributes:
         spatial_dims: 2 or 3.
@@ -28,6 +29,7 @@ class SegmentationNetwork(nn.Module):
         divisor: per axis; input sizes must be multiples of it.
         total_stride: per axis, input voxels per voxel of the coarsest level.
         supervision_strides: per output in training mode, input voxels per logit voxel and axis.
+        deep_supervision: see `set_deep_supervision`.
     """
 
     def __init__(
@@ -68,7 +70,21 @@ class SegmentationNetwork(nn.Module):
         self.total_stride = tuple(total_stride)
         self.divisor = tuple(total_stride if divisor is None else divisor)
         self.supervision_strides = tuple(tuple(stride) for stride in strides)
+        self.deep_supervision = len(self.supervision_strides) > 1
         self.coarsest_norm = split_norm(norm)[0]
+
+    def set_deep_supervision(self, enabled: bool) -> None:
+        """Give one tensor in training mode too, as in eval mode, or all supervised outputs again.
+
+        Raises:
+            ConfigError: a network that was built with one output shall give several.
+        """
+        if enabled and len(self.supervision_strides) == 1:
+            raise ConfigError(
+                "set_deep_supervision(True) of a network with one output; expected one that was "
+                "built with several. Build it with deep_supervision=True."
+            )
+        self.deep_supervision = enabled
 
     def check_input(self, x: torch.Tensor) -> None:
         """Refuse an input that the network cannot take, before anything is computed.

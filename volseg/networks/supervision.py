@@ -1,16 +1,51 @@
-"""Branches that turn the features of a coarser level into logits, for deep supervision."""
+"""Deep supervision: branches from features of a level to logits, and how to leave them out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from volseg.errors import ConfigError
 from volseg.networks.layers import check_choice, make_conv, make_deconv
 
 BRANCHES = ("linear", "nearest", "deconv", "none")
+_SUPERVISED_PARTS = ("heads.", "branches.")
+
+
+def strip_supervision(
+    weights: Mapping[str, torch.Tensor], network: nn.Module
+) -> dict[str, torch.Tensor]:
+    """Leave out the weights that only the training with deep supervision needed.
+
+    Args:
+        weights: state dict of a network that was built with deep supervision.
+        network: the same one built without; stays as it is.
+
+    Returns:
+        What ``network.load_state_dict`` takes.
+
+    Raises:
+        ConfigError: the two differ in more than their supervision.
+
+    >>> from volseg.networks import UNet
+    >>> trained = UNet(2, 1, 2, channels=(4, 8, 8, 8), deep_supervision=True)
+    >>> network = UNet(2, 1, 2, channels=(4, 8, 8, 8))
+    >>> network.load_state_dict(strip_supervision(trained.state_dict(), network))
+    <All keys matched successfully>
+    """
+    own = network.state_dict()
+    strange = [name for name in weights if name not in own]
+    wrong = [name for name in strange if not name.startswith(_SUPERVISED_PARTS)]
+    wrong += [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    if wrong:
+        raise ConfigError(
+            f"weights differ from the network in {len(wrong)} tensors, the first is '{wrong[0]}'; "
+            "expected those of the same network with deep supervision."
+        )
+    return {name: weights[name] for name in own}
 
 
 def make_branch(

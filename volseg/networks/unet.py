@@ -115,7 +115,6 @@ class UNet(SegmentationNetwork):
             norm=norm,
             supervision_strides=levels.total_strides[:num_heads],
         )
-        self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
         style = Style(spatial_dims, norm, activation, dropout=dropout)
         make_encoder = ResidualEncoder if is_residual else PlainEncoder
         self.encoder = make_encoder(style, in_channels, levels, encoder_convs)

@@ -119,7 +119,6 @@ class UNet3d(SegmentationNetwork):
             supervision_strides=(ones, *native),
             divisor=ones if padding == "valid" else None,
         )
-        self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
         self.supervises_encoder = supervision == "encoder"
         self.smallest = levels.smallest_unpadded if padding == "valid" else ones
         style = Style(spatial_dims, norm, activation, dropout=dropout, padding=padding)

@@ -14,11 +14,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from volseg.errors import ConfigError
 from volseg.networks.layers import (
@@ -83,6 +85,7 @@ class UNetPlusPlus(SegmentationNetwork):
         dropout: float = 0.0,
         deep_supervision: bool = True,
         eval_output: str | int = "last",
+        mean_of: str = "logits",
     ) -> None:
         """Build the network with He initialisation.
 
@@ -101,6 +104,8 @@ class UNetPlusPlus(SegmentationNetwork):
             deep_supervision: in training mode, return the logits of all heads.
             eval_output: which logits eval mode gives: of the ``"last"`` head, of head number 1 and
                 up, or the ``"mean"`` of all.
+            mean_of: what ``eval_output="mean"`` averages: ``"logits"``, or the probabilities of
+                ``"softmax"`` or ``"sigmoid"``, given as logits of that same activation.
 
         Raises:
             ConfigError: lengths that differ, an unknown name, or an output without a head.
@@ -119,8 +124,9 @@ class UNetPlusPlus(SegmentationNetwork):
             norm=norm,
             supervision_strides=((1,) * spatial_dims,) * len(heads),
         )
-        self.deep_supervision = deep_supervision and len(self.supervision_strides) > 1
+        check_choice("mean_of", mean_of, ("logits", "softmax", "sigmoid"))
         self.averages = eval_output == "mean"
+        self.mean_of = mean_of
         self.eval_head = _find_head(eval_output, heads)
         self.eval_index = heads.index(self.eval_head)
         style = Style(spatial_dims, norm, activation, dropout=dropout)
@@ -166,7 +172,7 @@ class UNetPlusPlus(SegmentationNetwork):
                 outputs.append(head(features[key]))
         if supervises:
             return outputs[::-1]
-        return torch.stack(outputs).mean(0) if self.averages else outputs[0]
+        return average_logits(torch.stack(outputs), self.mean_of) if self.averages else outputs[0]
 
     def prune(self, level: int) -> UNetPlusPlus:
         """A smaller network that gives what head number `level` gives, with copies of its weights.
@@ -199,6 +205,27 @@ class UNetPlusPlus(SegmentationNetwork):
 
     def _head_numbers(self) -> list[int]:
         return [int(key.split("_")[1]) for key in self.heads]
+
+
+def average_logits(logits: torch.Tensor, mean_of: str) -> torch.Tensor:
+    """Mean over the first axis of ``(N, B, C, *S)``: of logits, or of what they mean.
+
+    Args:
+        logits: of N heads.
+        mean_of: ``"logits"``, or the activation behind which to average: ``"softmax"`` or
+            ``"sigmoid"``.
+
+    Returns:
+        Logits ``(B, C, *S)``; the activation turns them into the mean probabilities.
+    """
+    if mean_of == "softmax":
+        return functional.log_softmax(logits, 2).logsumexp(0) - math.log(len(logits))
+    if mean_of == "sigmoid":
+        # The logit of p is log p - log(1 - p); the number of heads cancels out.
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(
+            -logits
+        ).logsumexp(0)
+    return logits.mean(0)
 
 
 class Node(nn.Module):
