@@ -6,6 +6,8 @@ Every message says what was found, the rule, and the next act:
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from typing import ClassVar
 
 
@@ -31,3 +33,20 @@ class MachineError(VolsegError, RuntimeError):
     """The machine cannot do it: no such device, out of memory, disk full."""
 
     exit_code = 4
+
+
+def check_choice(what: str, value: object, choices: Collection[str]) -> None:
+    """Refuse a name that is not known, and offer the nearest one.
+
+    Args:
+        what: what the value is called in the error.
+        value: a str is right.
+        choices: the names that are known.
+
+    Raises:
+        ConfigError: `value` is none of `choices`.
+    """
+    if not isinstance(value, str) or value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise ConfigError(f"{what} {value!r}; expected one of {', '.join(choices)}.{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ from volseg.bundle import export_bundle
 from volseg.bundle.workflow import make_inference_config
 from volseg.config import load_config
 from volseg.errors import ConfigError
-from volseg.inference.model import read_facts
-from volseg.planning import Normalisation
+from volseg.inference.model import build_planned_network, load_model, read_facts
+from volseg.networks import list_networks
+from volseg.networks.weights import save_weights
+from volseg.planning import Fingerprint, Normalisation, describe_cpu, make_plan
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,41 @@ def test_network_can_be_named_in_a_bundle() -> None:
     network = ConfigParser(json.loads(example.read_text())).get_parsed_content("network_def").eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
+def make_run(run: Path, name: str, folder: Path) -> torch.nn.Module:
+    """What a training on the data of `run` would leave that another network predicts with."""
+    config = load_config(None, [*TINY, f"network.name={name}"])
+    fingerprint = Fingerprint.read_json(run / "fingerprint.json")
+    plan = make_plan(fingerprint, describe_cpu(), config, num_classes=3).plan
+    network = build_planned_network(plan, num_classes=3)
+    network.train()(torch.randn(2, 1, *plan.patch))  # Running statistics are part of the weights.
+    folder.mkdir()
+    shutil.copy(run / "dataset.json", folder)
+    plan.write_yaml(folder / "plan.yaml")
+    state = {"network": network.state_dict(), "plan": plan.model_dump(mode="json")}
+    save_weights(folder / "fold_0" / "checkpoint_last.pt", state)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_every_network_comes_back_from_run_and_bundle(name: str, run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = make_run(run, name, tmp_path / "run")
+    bundle = export_bundle(tmp_path / "run", tmp_path / "bundle")
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    by_monai = ConfigParser(config).get_parsed_content("network_def").eval()
+    by_monai.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    loaded = [load_model(folder, "cpu").networks[0] for folder in (tmp_path / "run", bundle)]
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        expected = network(image)
+        for other in (*loaded, by_monai):
+            torch.testing.assert_close(other(image), expected)
+    assert [type(other) for other in (*loaded, by_monai)] == [type(network)] * 3
+    options = read_facts(tmp_path / "run").plan.network.keywords()
+    assert read_facts(bundle).plan.network.keywords() == options
+    assert options.items() <= config["network_def"].items()
 
 
 def test_what_cannot_be_exported_is_refused(run: Path, bundle: Path) -> None:

@@ -74,6 +74,42 @@ def test_operations_grow_with_the_patch(read_json):
     assert large["training_mb"] == pytest.approx(4 * small["training_mb"], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("unet", ("channels=[4,4,4,4,4,4]",), 64),
+        # One voxel at the coarsest level is too few: 2 * 2**6.
+        ("unet", ("channels=[4,4,4,4,4,4,4]",), 128),
+        # Multiples of 9.
+        ("unet", ("channels=[4,4,4]", "strides=[1,3,3]"), 72),
+        # 188 falls to 4 at the coarsest level, and 4 stays 4 on the way up; 3 would fall to 0.
+        ("unet_original", ("padding=valid", "align=crop"), 188),
+    ],
+)
+def test_a_patch_is_64_or_what_the_network_needs(name, options, size, read_json):
+    arguments = [part for option in options for part in ("--set", option)]
+    found = read_json(name, "--spatial-dims", "2", *arguments)
+    assert found["size"] == [size, size]
+
+
+def test_the_table_has_one_patch_for_all_networks(run_networks):
+    deep = ("--spatial-dims", "2", "--set", "channels=[4,4,4,4,4,4,4]")
+    _, lines, _ = run_networks(*deep)
+    assert next(line for line in lines if line.startswith("unet ")).split()[1] != "-"
+    # The network of most need is resnet_unet, whose stem strides too: 2 * 2**7.
+    assert any("Per image of 256x256:" in line for line in lines)
+    _, lines, _ = run_networks(*SMALL)
+    assert any("Per image of 64x64:" in line for line in lines)
+
+
+def test_a_patch_that_is_given_is_kept_or_refused(run_networks, read_json):
+    deep = ("unet", "--spatial-dims", "2", "--set", "channels=[4,4,4,4,4,4,4]")
+    assert read_json(*deep, "--patch", "64,128")["size"] == [64, 128]
+    code, _, err = run_networks(*deep, "--patch", "64,64")
+    assert code == 2
+    assert "one voxel at the coarsest level" in err
+
+
 def test_a_network_that_cannot_take_the_patch_says_why(run_networks, read_json):
     rows = {row["name"]: row for row in read_json(*SMALL, "--patch", "30,32")}
     assert "input size [30, 32]" in rows["unet"]["problem"]

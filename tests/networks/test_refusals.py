@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,29 @@ COMMON = [
     ({"norm": []}, r"norm \[\]; expected a name, or a name and a dict of options"),
     ({"norm": ["batch", 1e-3]}, r"norm \['batch', 0.001\]; expected a name, or a name and a dict"),
     ({"norm": ["batch", {"epsilon": 1}]}, r"option of norm 'batch' 'epsilon'.*Did you mean 'eps'"),
+    ({"spatial_dims": 3.0}, r"spatial_dims 3.0; expected 2 or 3"),
+    ({"spatial_dims": "3"}, r"spatial_dims '3'; expected 2 or 3"),
+    ({"in_channels": 1.5}, r"in_channels 1.5; expected at least 1, a whole number"),
+    ({"in_channels": True}, r"in_channels True; expected at least 1, a whole number"),
+    ({"out_channels": "2"}, r"out_channels '2'; expected at least 1, a whole number"),
+    ({"out_channels": None}, r"out_channels None; expected at least 1, a whole number"),
+    ({"channels": 16}, r"channels 16; expected two levels or more, whole numbers"),
+    ({"channels": "abc"}, r"channels 'abc'; expected two levels or more, whole numbers"),
+    ({"channels": (4.5, 8)}, r"channels \(4.5, 8\); expected two levels or more, whole numbers"),
+    ({"channels": (4, True)}, r"channels \(4, True\); expected two levels or more, whole"),
+    ({"strides": 2}, r"strides 2; expected a list of one per level"),
+    ({"strides": "122"}, r"stride '1'; expected a positive integer or 2 of them"),
+    ({"strides": (1, 2.0, 2)}, r"stride 2.0; expected a positive integer"),
+    ({"strides": (1, (2, None), 2)}, r"stride \(2, None\); expected a positive integer"),
+    ({"kernel_sizes": 3}, r"kernel_sizes 3; expected a list of one per level"),
+    ({"kernel_sizes": (3, True, 3)}, r"kernel_size True; expected a positive integer"),
+    ({"norm": 5}, r"norm 5; expected a name, or a name and a dict of options"),
+    ({"norm": ("batch", {"eps": -1})}, r"eps of norm 'batch' -1; expected a number above 0"),
+    ({"norm": ("instance", {"eps": "1e-5"})}, r"eps of norm 'instance' '1e-5'; .* as 1.0e-5"),
+    ({"norm": ("batch", {"eps": float("nan")})}, r"eps of norm 'batch' nan; expected a number"),
+    ({"norm": ("batch", {"affine": "no"})}, r"affine of norm 'batch' 'no'; expected true or false"),
+    ({"norm": ("batch", {"momentum": 2})}, r"momentum of norm 'batch' 2; expected .* from 0 to 1"),
+    ({"norm": ("batch", {3: 1})}, r"option of norm 'batch' 3; expected one of eps, affine"),
 ]
 
 
@@ -59,6 +83,31 @@ SHARED = [
     ("activation", "tanh", r"activation 'tanh'; expected one of leaky_relu, relu"),
     ("padding", "full", r"padding 'full'; expected one of same, valid"),
     ("upsampling", "linear", r"upsampling 'linear'; expected one of"),
+    ("upsampling", ["nearest"], r"upsampling \['nearest'\]; expected one of"),
+    ("activation", None, r"activation None; expected one of leaky_relu, relu"),
+    ("dropout", "0.1", r"dropout '0.1'; expected at least 0 and below 1, a number"),
+    ("dropout", False, r"dropout False; expected at least 0 and below 1, a number"),
+    ("dropout", None, r"dropout None; expected at least 0 and below 1, a number"),
+    ("deep_supervision", "false", r"deep_supervision 'false'; expected true or false"),
+    ("deep_supervision", 1, r"deep_supervision 1; expected true or false"),
+    ("skip_first", "no", r"skip_first 'no'; expected true or false"),
+    ("residual", 0, r"residual 0; expected true or false"),
+    ("bottleneck_skip", None, r"bottleneck_skip None; expected true or false"),
+    ("num_ladders", 2.5, r"num_ladders 2.5; expected 2 or more, a whole number"),
+    ("num_auxiliary", "2", r"num_auxiliary '2'; expected at least 0, a whole number"),
+    ("num_convs", 1.5, r"num_convs 1.5; expected at least 1, one whole number or 3 of them"),
+    ("num_convs", (1, True, 1), r"num_convs \(1, True, 1\); expected .* 3 of them"),
+    ("num_decoder_convs", "22", r"num_decoder_convs '22'; expected .* 2 of them"),
+    ("penultimate", 2.5, r"penultimate 2.5; expected None, or 1 or more"),
+    ("branch", False, r"branch False; expected one of linear"),
+    ("eval_output", True, r"eval_output True; expected 'last'"),
+    ("eval_output", 1.0, r"eval_output 1.0; expected 'last'"),
+    ("depth", "34", r"depth '34'; expected one of 18, 34, 50"),
+    ("depth", 34.0, r"depth 34.0; expected one of 18, 34, 50"),
+    ("blocks", 2, r"blocks 2; expected 2 numbers of 1 or more"),
+    ("blocks", (1, 1.5), r"blocks \(1, 1.5\); expected 2 numbers of 1 or more"),
+    ("decoder_channels", "abc", r"decoder_channels 'abc'; expected 3 of 1 or more"),
+    ("pretrained", 7, r"pretrained 7; expected the path of a file"),
 ]
 
 
@@ -138,6 +187,29 @@ def test_wrong_option_that_several_networks_have(name, option, value, message):
 def test_wrong_option_of_one_network(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build(name, **options)
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_numbers_of_numpy_are_taken_and_leave_no_trace(name):
+    options = {
+        "strides": [np.int64(1 if name != "resnet_unet" else 2), np.int64(2)],
+        "kernel_sizes": [np.int32(3), [np.int64(3), 3]],
+        "norm": ["batch", {"eps": np.float32(0.5), "momentum": 1}],
+        "dropout": np.float32(0.5),
+        "num_convs": np.int64(1),
+        "num_auxiliary": np.int64(0),
+        "num_ladders": np.int64(2),
+        "penultimate": np.int64(2),
+        "eval_output": np.int64(1),
+        "depth": np.int64(18),
+        "blocks": [np.int64(1)],
+    }
+    taken = {option: value for option, value in options.items() if option in list_options(name)}
+    one, two = np.int64(1), np.int64(2)
+    network = build(name, two, one, two, channels=[np.int64(4), np.int64(8)], **taken).eval()
+    image = torch.randn(1, 1, 32, 32)
+    # TorchScript takes plain numbers only.
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
 
 
 def make_single_voxel(network, batch=1):

@@ -78,9 +78,11 @@ def test_unknown_option_offers_the_nearest_and_names_all(name):
         build_network(name, **FACTS, chanels=[4, 8])
 
 
-def test_option_of_a_wrong_type_is_refused_with_its_value():
-    with pytest.raises(ConfigError, match=r"network 'unet' with .*'channels': 7"):
+def test_option_of_a_wrong_type_is_refused_by_the_class_as_by_its_name():
+    with pytest.raises(ConfigError, match="channels 7; expected two levels or more"):
         build_network("unet", **FACTS, channels=7)
+    with pytest.raises(ConfigError, match="channels 7; expected two levels or more"):
+        UNet(2, 1, 2, channels=7)
 
 
 def test_networks_can_be_used_by_their_class():

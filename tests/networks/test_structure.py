@@ -7,10 +7,12 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from volseg.errors import ConfigError
 from volseg.networks import SegmentationNetwork, UNet, build_network, list_networks
 from volseg.networks.layout import arrange
+from volseg.networks.levels import make_levels
 from volseg.networks.structure import trace_structure
 
 OPTIONS = {
@@ -187,6 +189,31 @@ def test_convolutions_without_padding_are_measured_and_cropping_is_no_stride():
     assert [block.stride[0] for block in structure.blocks] == [1, 1, 2, 4, 8, 16, 8, 4, 2, 1, 1]
 
 
+@pytest.mark.parametrize("more", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("name", "options"), [("unet_original", {"align": "crop"}), ("unet3d_original", {})]
+)
+def test_strides_without_padding_are_those_of_the_levels(name, options, more):
+    channels, strides = (4, 6, 8, 10), (1, 2, (3, 1), 2)
+    levels = make_levels(2, channels, strides)
+    size = [smallest + more for smallest in levels.smallest_unpadded]
+    options = {**options, "channels": channels, "strides": strides, "padding": "valid"}
+    structure = trace(name, size, **options)
+    down = [(1, 1), (2, 2), (6, 2), (12, 4)]
+    assert [*levels.total_strides] == down
+    # Image, encoder, decoder, head.
+    found = [block.stride for block in structure.blocks]
+    assert found == [(1, 1), *down, *down[-2::-1], (1, 1)]
+    assert arrange(structure).rows == tuple(down)
+
+
+def test_strides_of_a_small_image_are_not_those_of_its_padding():
+    """3 voxels are 1 at the coarser level, 2 when upsampled, and padded to 3."""
+    structure = trace("unet_original", (3, 3), channels=(4, 6))
+    assert [block.size for block in structure.blocks] == [(3, 3), (3, 3), (1, 1), (3, 3), (3, 3)]
+    assert [block.stride[0] for block in structure.blocks] == [1, 1, 2, 1, 1]
+
+
 def test_the_network_is_left_as_it_was():
     network = UNet(2, 1, 2, channels=(4, 8)).eval()
     trace_structure(network, (8, 8))
@@ -226,6 +253,38 @@ def test_a_network_of_ones_own():
         ("up", "ConvTranspose2d", ""),  # No block is behind it.
     ]
     assert structure.outputs == (5,)
+
+
+class Resampled(SegmentationNetwork):
+    """A function between two convolutions."""
+
+    def __init__(self, function):
+        super().__init__(2, 1, 2, total_stride=(1, 1), norm="none")
+        self.first, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.head(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "stride"),
+    [
+        (lambda x: functional.max_pool2d(x, 3), (3, 3)),
+        (lambda x: functional.avg_pool2d(x, kernel_size=3, stride=(2, 1)), (2, 1)),
+        (lambda x: functional.conv2d(x, x.new_ones(4, 4, 5, 5), stride=2), (2, 2)),
+        (lambda x: functional.interpolate(x, scale_factor=0.5), (2, 2)),
+        (lambda x: functional.interpolate(functional.max_pool2d(x, 4), scale_factor=2), (2, 2)),
+        (lambda x: functional.interpolate(x, (5, 4)), (2, 3)),
+        # 3 voxels to 11: the size of the features before, though no multiple.
+        (lambda x: functional.interpolate(functional.max_pool2d(x, 3), x.shape[2:]), (1, 1)),
+        (lambda x: functional.pad(x, (8, 8, 8, 8)), (1, 1)),
+        (lambda x: x[:, :, 3:-3, 4:-4], (1, 1)),
+    ],
+)
+def test_functions_count_like_modules(function, stride):
+    structure = trace_structure(Resampled(function), (11, 11))
+    assert [block.stride for block in structure.blocks] == [(1, 1), (1, 1), stride]
 
 
 def test_no_two_blocks_stand_in_one_place_and_all_ways_lead_right(structure):

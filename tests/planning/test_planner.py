@@ -10,10 +10,14 @@ import pytest
 
 from volseg.config import Config, load_config, with_length
 from volseg.errors import ConfigError
+from volseg.networks import list_networks
 from volseg.planning import Fingerprint, Machine, NetworkPlan, Plan, make_plan
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
 from volseg.planning.planner import choose_spacing, is_ct, plan_levels
+from volseg.training.train import check_network
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 LAPTOP = Machine(
     device="cpu",
@@ -235,3 +239,12 @@ def test_cost_of_a_two_level_network_by_hand() -> None:
     assert cost.gflop == pytest.approx(2 * products / 1e9)
     # Level 0: 2 convs, transposed conv, 2 convs of 2 channels, head of 3; level 1: 2 convs of 4.
     assert cost.feature_mvoxels == pytest.approx((16 * (5 * 2 + 3) + 4 * 2 * 4) / 1e6)
+
+
+@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_fit_every_network(path: Path, name: str) -> None:
+    config = load_config(path, [f"network.name={name}"])
+    plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
+    assert plan.network.name == name
+    check_network(plan, config, num_classes=3)

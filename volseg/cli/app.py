@@ -231,7 +231,10 @@ def networks(
     name: Annotated[str | None, typer.Argument(help="Draw and describe this one.")] = None,
     spatial_dims: Annotated[int, typer.Option(help="2 or 3.")] = 3,
     patch: Annotated[
-        str | None, typer.Option(help="Voxels per axis, as in 96,96,64. By default 64 each.")
+        str | None,
+        typer.Option(
+            help="Voxels per axis, as in 96,96,64. By default 64 each, or what is needed."
+        ),
     ] = None,
     in_channels: Annotated[int, typer.Option(help="Channels of the image.")] = 1,
     classes: Annotated[int, typer.Option(help="Classes, background counted.")] = 2,

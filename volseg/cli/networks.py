@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import yaml
 
 from volseg.cli.drawing import WIDTH, draw, wrap
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.networks import PRESETS, SegmentationNetwork, build_network, list_networks, list_options
 from volseg.networks.cost import NetworkCost, count_cost
-from volseg.networks.layers import check_choice
 from volseg.networks.structure import trace_structure
 
 
@@ -26,7 +27,7 @@ class Request:
 
     Attributes:
         spatial_dims: 2 or 3.
-        patch: voxels per axis, as typed; None for 64 along every axis.
+        patch: voxels per axis, as typed; None for 64 along every axis, or more where needed.
         in_channels: of the image.
         classes: background counted.
         overrides: options of the network's constructor as ``KEY=VALUE``, the values in YAML.
@@ -38,14 +39,36 @@ class Request:
     classes: int = 2
     overrides: Sequence[str] = ()
 
+    @cached_property
+    def networks(self) -> dict[str, SegmentationNetwork | ConfigError]:
+        """All by name; in place of one that cannot be built, the reason.
+
+        Raises:
+            ConfigError: an option that no network has.
+        """
+        _ = self.options
+        found: dict[str, SegmentationNetwork | ConfigError] = {}
+        for name in list_networks():
+            try:
+                found[name] = self.build(name)
+            except ConfigError as error:
+                found[name] = error
+        return found
+
     @property
-    def size(self) -> list[int]:
-        """Voxels per axis.
+    def common_size(self) -> list[int]:
+        """Of a patch for all networks that can be built; see `find_size`."""
+        return self.find_size([n for n in self.networks.values() if not isinstance(n, ConfigError)])
+
+    def find_size(self, networks: Sequence[SegmentationNetwork]) -> list[int]:
+        """Voxels per axis: as typed; else 64, or the smallest size above that all networks take.
 
         Raises:
             ConfigError: no list of whole numbers, or another number of axes.
         """
-        texts = ["64"] * self.spatial_dims if self.patch is None else self.patch.split(",")
+        if self.patch is None:
+            return [_find_smallest(networks, axis) for axis in range(self.spatial_dims)]
+        texts = self.patch.split(",")
         if len(texts) != self.spatial_dims or not all(text.strip().isdecimal() for text in texts):
             raise ConfigError(
                 f"--patch {self.patch}; expected {self.spatial_dims} whole numbers with commas "
@@ -91,16 +114,12 @@ def compare(request: Request) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a patch or an option that no network could take.
     """
-    size, _ = request.size, request.options
+    size = request.common_size
     rows: list[dict[str, Any]] = []
-    for name in list_networks():
-        cost, problem = None, None
-        try:
-            cost = count_cost(request.build(name), size)
-        except ConfigError as error:
-            problem = str(error)
-        rows.append({"name": name, **_cost_fields(cost), "source": PRESETS[name].source})
-        rows[-1]["problem"] = problem
+    for name, network in request.networks.items():
+        cost, problem = _try_cost(network, size)
+        fields = {**_cost_fields(cost), "source": PRESETS[name].source, "problem": problem}
+        rows.append({"name": name, **fields})
     if all(row["problem"] for row in rows):
         raise ConfigError(rows[0]["problem"])
     return rows
@@ -125,7 +144,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], request: Request) -> str:
     text = io.StringIO()
     Console(file=text, width=WIDTH, highlight=False, markup=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    size = "x".join(map(str, request.size))
+    size = "x".join(map(str, request.common_size))
     note = f"Per image of {size}: operations forward, feature maps kept by a training step."
     return "\n".join([*lines, "", note, "`volseg networks NAME` draws one."])
 
@@ -138,14 +157,15 @@ def describe(name: str, request: Request) -> dict[str, Any]:
     """
     check_choice("network", name, PRESETS)
     network = request.build(name)
+    size = request.find_size([network])
     preset = PRESETS[name]
     parameters = inspect.signature(preset.network).parameters
     defaults = {option: parameters[option].default for option in list_options(name)}
     return {
         "name": name,
-        "size": request.size,
-        "structure": trace_structure(network, request.size),
-        **_cost_fields(count_cost(network, request.size)),
+        "size": size,
+        "structure": trace_structure(network, size),
+        **_cost_fields(count_cost(network, size)),
         "divisor": network.divisor,
         "source": preset.source,
         "references": _find_references(preset.network),
@@ -183,6 +203,27 @@ def format_description(description: Mapping[str, Any]) -> str:
     for option, value in description["options"].items():
         lines += wrap(f"  {option:<18}{value}", 20)
     return "\n".join(lines)
+
+
+def _find_smallest(networks: Sequence[SegmentationNetwork], axis: int) -> int:
+    """The least size from 64 on that leaves every network two voxels at its coarsest level."""
+    needed = 64
+    for network in networks:
+        needed = max(needed, 2 * network.total_stride[axis], network.smallest[axis])
+    divisor = math.lcm(*(network.divisor[axis] for network in networks))
+    return math.ceil(needed / divisor) * divisor
+
+
+def _try_cost(
+    network: SegmentationNetwork | ConfigError, size: Sequence[int]
+) -> tuple[NetworkCost | None, str | None]:
+    """The cost, or why there is none."""
+    if isinstance(network, ConfigError):
+        return None, str(network)
+    try:
+        return count_cost(network, size), None
+    except ConfigError as error:
+        return None, str(error)
 
 
 def _cost_fields(cost: NetworkCost | None) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from volseg.errors import ConfigError
+from volseg.errors import check_choice
 from volseg.networks.dsn3d import DeeplySupervisedNet
 from volseg.networks.hypercolumn_unet import HypercolumnUNet
 from volseg.networks.laddernet import LadderNet
-from volseg.networks.layers import check_choice, prefer_speed_
+from volseg.networks.layers import prefer_speed_
 from volseg.networks.network import SegmentationNetwork
 from volseg.networks.resnet_unet import ResNetUNet
 from volseg.networks.supervision import strip_supervision
@@ -100,10 +100,7 @@ def build_network(
     for option in options:
         check_choice(f"option of network '{name}'", option, known)
     chosen = {**preset.options, **options}
-    try:
-        return preset.network(spatial_dims, in_channels, out_channels, **chosen)
-    except TypeError as error:
-        raise ConfigError(f"network '{name}' with {chosen}: {error}.") from error
+    return preset.network(spatial_dims, in_channels, out_channels, **chosen)
 
 
 def list_options(name: str) -> list[str]:

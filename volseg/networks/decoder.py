@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from volseg.networks.layers import check_choice
+from volseg.errors import check_choice
 
 ALIGNMENTS = ("pad", "crop", "none")
 

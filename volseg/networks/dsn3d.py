@@ -23,6 +23,7 @@ from volseg.networks.layers import (
     NormSpec,
     Size,
     Style,
+    check_flag,
     initialise_he_,
 )
 from volseg.networks.levels import make_levels
@@ -79,7 +80,9 @@ class DeeplySupervisedNet(SegmentationNetwork):
         Raises:
             ConfigError: lengths that differ, a first stride other than 1, or an unknown name.
         """
+        check_flag("deep_supervision", deep_supervision)
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
+        channels = levels.channels
         supervised = range(1, len(channels) - 1) if deep_supervision else range(0)
         super().__init__(
             spatial_dims,
@@ -91,13 +94,13 @@ class DeeplySupervisedNet(SegmentationNetwork):
         )
         style = Style(spatial_dims, norm, activation, dropout=dropout)
         widths = [(channels[0],), *((width, width) for width in channels[1:])]
-        self.encoder = PooledEncoder(style, in_channels, levels, widths)
+        self.encoder = PooledEncoder(style, self.in_channels, levels, widths)
         self.decoder = DeconvBranch(
-            spatial_dims, channels[-1], out_channels, levels.strides[1:], bias=True
+            spatial_dims, channels[-1], self.out_channels, levels.strides[1:], bias=True
         )
         self.branches = nn.ModuleList(
             DeconvBranch(
-                spatial_dims, channels[i], out_channels, levels.strides[1 : i + 1], bias=False
+                spatial_dims, channels[i], self.out_channels, levels.strides[1 : i + 1], bias=False
             )
             for i in supervised
         )

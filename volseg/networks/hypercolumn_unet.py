@@ -86,7 +86,8 @@ class HypercolumnUNet(SegmentationNetwork):
             ConfigError: lengths that differ, a first stride other than 1, or an unknown name.
         """
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
-        check_probability("dropout", dropout)
+        channels = levels.channels
+        dropout = check_probability("dropout", dropout)
         super().__init__(
             spatial_dims,
             in_channels,
@@ -98,7 +99,7 @@ class HypercolumnUNet(SegmentationNetwork):
         kernels = levels.kernel_sizes
         self.encoder = nn.ModuleList()
         for i, width in enumerate(channels):
-            before = channels[i - 1] if i else in_channels
+            before = channels[i - 1] if i else self.in_channels
             level = nn.Sequential(ResidualStage(style, before, width, kernels[i]))
             if i:
                 level.insert(0, make_pooling(levels.strides[i], spatial_dims))
@@ -114,7 +115,7 @@ class HypercolumnUNet(SegmentationNetwork):
         self.head = nn.Sequential(
             nn.Dropout(dropout),
             Unit(fusion, sum(channels[:-1]), channels[0], kernels[0]),
-            make_conv(spatial_dims, channels[0], out_channels),
+            make_conv(spatial_dims, channels[0], self.out_channels),
         )
         initialise_he_(self)
 

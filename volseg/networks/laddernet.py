@@ -26,7 +26,9 @@ from volseg.networks.layers import (
     Size,
     Style,
     Unit,
+    check_flag,
     check_probability,
+    is_count,
     make_activation,
     make_conv,
     make_deconv,
@@ -88,9 +90,11 @@ class LadderNet(SegmentationNetwork):
             ConfigError: lengths that differ, fewer than two ladders, or an unknown name.
         """
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
-        check_probability("dropout", dropout)
-        if num_ladders < 2:
-            raise ConfigError(f"num_ladders {num_ladders}; expected 2 or more.")
+        channels = levels.channels
+        dropout = check_probability("dropout", dropout)
+        check_flag("bottleneck_skip", bottleneck_skip)
+        if not is_count(num_ladders, at_least=2):
+            raise ConfigError(f"num_ladders {num_ladders!r}; expected 2 or more, a whole number.")
         super().__init__(
             spatial_dims,
             in_channels,
@@ -99,12 +103,12 @@ class LadderNet(SegmentationNetwork):
             norm=norm,
         )
         style = Style(spatial_dims, norm, activation, order="CA", dropout=dropout)
-        self.stem = Unit(style, in_channels, channels[0], levels.kernel_sizes[0])
+        self.stem = Unit(style, self.in_channels, channels[0], levels.kernel_sizes[0])
         self.ladders = nn.ModuleList(
             Ladder(style, levels, bottleneck_skip, is_first=index == 0)
             for index in range(num_ladders)
         )
-        self.head = make_conv(spatial_dims, channels[0], out_channels)
+        self.head = make_conv(spatial_dims, channels[0], self.out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Segment ``(B, in_channels, *S)``.

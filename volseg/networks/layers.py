@@ -6,18 +6,19 @@ to the architectures; `Style` is what all units of one network have in common.
 
 from __future__ import annotations
 
-import difflib
+import math
+import numbers
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from monai.networks.layers.factories import Conv, Dropout, Norm, Pad, Pool
 from torch import nn
 from torch.nn import functional
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 
 LEAKY_SLOPE = 0.01
 """Slope of the leaky ReLU for negative values."""
@@ -30,12 +31,72 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "prelu": nn.PReLU,
 }
-_NORM_OPTIONS = {"instance": {"eps", "affine"}, "batch": {"eps", "affine", "momentum"}, "none": {}}
+_NORM_OPTIONS: dict[str, tuple[str, ...]] = {
+    "instance": ("eps", "affine"),
+    "batch": ("eps", "affine", "momentum"),
+    "none": (),
+}
 
 NormSpec = str | Sequence[Any]
 """``"instance"``, ``"batch"`` or ``"none"``; or a pair of such a name and a dict of its options
 (``eps``, ``affine``; ``momentum`` for batch), as in MONAI: ``("batch", {"eps": 1e-3})``."""
 Size = int | Sequence[int]
+
+
+def is_count(value: object, at_least: int = 1) -> TypeGuard[int]:
+    """Whether a value is a whole number (numpy's too, but no bool) and not below `at_least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        return False
+    return int(value) >= at_least
+
+
+def as_counts(values: object) -> tuple[int, ...]:
+    """A list of positive whole numbers as a tuple of int; empty where it is anything else.
+
+    >>> as_counts([8, 16]), as_counts([8, 0.5]), as_counts(8)
+    ((8, 16), (), ())
+    """
+    if not isinstance(values, Sequence) or not all(is_count(value) for value in values):
+        return ()
+    return tuple(int(value) for value in values)
+
+
+def check_count(what: str, value: object, at_least: int = 1) -> int:
+    """A whole number as an int.
+
+    Args:
+        what: what the value is called in the error.
+        value: numpy's whole numbers are right too.
+        at_least: the smallest that is allowed.
+
+    Raises:
+        ConfigError: `value` is smaller, or no whole number.
+    """
+    if not is_count(value, at_least):
+        raise ConfigError(f"{what} {value!r}; expected at least {at_least}, a whole number.")
+    return int(value)
+
+
+def check_flag(what: str, value: object) -> bool:
+    """A bool as it is: the text "false" and the number 0 may be meant as one, but are none.
+
+    Raises:
+        ConfigError: `value` is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{what} {value!r}; expected true or false.")
+    return value
+
+
+def check_spatial_dims(value: object) -> int:
+    """Number of spatial axes as an int.
+
+    Raises:
+        ConfigError: `value` is neither 2 nor 3.
+    """
+    if not is_count(value) or value not in (2, 3):
+        raise ConfigError(f"spatial_dims {value!r}; expected 2 or 3.")
+    return int(value)
 
 
 def per_axis(value: Size, spatial_dims: int, name: str) -> tuple[int, ...]:
@@ -47,40 +108,56 @@ def per_axis(value: Size, spatial_dims: int, name: str) -> tuple[int, ...]:
         name: what the value is called in the error.
 
     Raises:
-        ConfigError: wrong length, or a value below 1.
+        ConfigError: wrong length, or a value that is no whole number of 1 or more.
 
     >>> per_axis(3, spatial_dims=2, name="kernel_size")
     (3, 3)
     """
-    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
-    if len(values) != spatial_dims or min(values, default=0) < 1:
+    values = (int(value),) * spatial_dims if is_count(value) else as_counts(value)
+    if len(values) != spatial_dims:
         raise ConfigError(
-            f"{name} {value}; expected a positive integer or {spatial_dims} of them, "
+            f"{name} {value!r}; expected a positive integer or {spatial_dims} of them, "
             f"one per axis (spatial_dims={spatial_dims})."
         )
     return values
 
 
-def check_choice(what: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a name that is not known, and offer the nearest one.
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number (numpy's too, but no bool)."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_probability(what: str, value: object) -> float:
+    """A probability below 1 as a float.
 
     Raises:
-        ConfigError: `value` is none of `choices`.
+        ConfigError: `value` is outside [0, 1), or no number.
     """
-    if value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-        raise ConfigError(f"{what} '{value}'; expected one of {', '.join(choices)}.{hint}")
+    if not is_number(value) or not 0 <= value < 1:
+        raise ConfigError(f"{what} {value!r}; expected at least 0 and below 1, a number.")
+    return float(value)
 
 
-def check_probability(what: str, value: float) -> None:
-    """Refuse what is no probability below 1.
+def _check_eps(what: str, value: object) -> float:
+    if not is_number(value) or not 0 < value < math.inf:
+        # YAML reads 1e-5, which has no point, as text.
+        raise ConfigError(f"{what} {value!r}; expected a number above 0, such as 1.0e-5.")
+    return float(value)
 
-    Raises:
-        ConfigError: `value` is outside [0, 1).
-    """
-    if not 0 <= value < 1:
-        raise ConfigError(f"{what} {value}; expected at least 0 and below 1.")
+
+def _check_momentum(what: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ConfigError(f"{what} {value!r}; expected a number from 0 to 1, or None.")
+    return float(value)
+
+
+_NORM_CHECKS: dict[str, Callable[[str, object], float | bool | None]] = {
+    "eps": _check_eps,
+    "affine": check_flag,
+    "momentum": _check_momentum,
+}
 
 
 class InstanceNorm(nn.Module):
@@ -139,19 +216,23 @@ def split_norm(norm: NormSpec) -> tuple[str, dict[str, Any]]:
     """Name and options of a normalisation.
 
     Raises:
-        ConfigError: unknown name or option.
+        ConfigError: unknown name or option, or a value that the option cannot have.
 
     >>> split_norm(["batch", {"eps": 0.001}])
     ('batch', {'eps': 0.001})
     """
     parts: Sequence[Any] = (norm, {}) if isinstance(norm, str) else norm
-    name, options = parts if len(parts) == 2 else (None, None)
+    is_pair = isinstance(parts, Sequence) and len(parts) == 2
+    name, options = parts if is_pair else (None, None)
     if not isinstance(name, str) or not isinstance(options, Mapping):
-        raise ConfigError(f"norm {norm}; expected a name, or a name and a dict of options.")
+        raise ConfigError(f"norm {norm!r}; expected a name, or a name and a dict of options.")
     check_choice("norm", name, _NORM_OPTIONS)
     for option in options:
         check_choice(f"option of norm '{name}'", option, _NORM_OPTIONS[name])
-    return name, dict(options)
+    return name, {
+        option: _NORM_CHECKS[option](f"{option} of norm '{name}'", value)
+        for option, value in options.items()
+    }
 
 
 def make_norm(norm: NormSpec, spatial_dims: int, channels: int) -> nn.Module:
@@ -351,7 +432,7 @@ class Unit(nn.Sequential):
             ConfigError: what `make_conv`, `make_norm` or `make_activation` refuses.
         """
         dims = style.spatial_dims
-        check_probability("dropout", style.dropout)
+        dropout = check_probability("dropout", style.dropout)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels
         for letter in style.order:
@@ -371,8 +452,8 @@ class Unit(nn.Sequential):
             elif letter == "A":
                 inplace = _gains_from_overwriting(style.activation, [*layers.values()])
                 layers["activation"] = make_activation(style.activation, inplace=inplace)
-            elif letter == "D" and style.dropout > 0:
-                layers["dropout"] = Dropout[Dropout.DROPOUT, dims](style.dropout)
+            elif letter == "D" and dropout > 0:
+                layers["dropout"] = Dropout[Dropout.DROPOUT, dims](dropout)
         super().__init__(layers)
         self.order = "-".join(layers)
 

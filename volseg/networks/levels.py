@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from volseg.errors import ConfigError
-from volseg.networks.layers import Size, per_axis
+from volseg.networks.layers import Size, as_counts, check_spatial_dims, per_axis
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,24 @@ def make_levels(
 
     Raises:
         ConfigError: lengths that differ, a first stride other than 1, an even kernel, or a value
-            below 1.
+            that is no whole number of 1 or more.
     """
-    if spatial_dims not in (2, 3):
-        raise ConfigError(f"spatial_dims {spatial_dims}; expected 2 or 3.")
-    strides = [1, *[2] * (len(channels) - 1)] if strides is None else strides
-    kernel_sizes = [3] * len(channels) if kernel_sizes is None else kernel_sizes
-    if not len(channels) == len(strides) == len(kernel_sizes):
+    spatial_dims = check_spatial_dims(spatial_dims)
+    widths = as_counts(channels)
+    if len(widths) < 2:
         raise ConfigError(
-            f"{len(channels)} channels, {len(strides)} strides and {len(kernel_sizes)} "
+            f"channels {channels!r}; expected two levels or more, whole numbers of 1 or more each."
+        )
+    strides = [1, *[2] * (len(widths) - 1)] if strides is None else strides
+    kernel_sizes = [3] * len(widths) if kernel_sizes is None else kernel_sizes
+    for name, sizes in (("strides", strides), ("kernel_sizes", kernel_sizes)):
+        if not isinstance(sizes, Sequence):
+            raise ConfigError(f"{name} {sizes!r}; expected a list of one per level.")
+    if not len(widths) == len(strides) == len(kernel_sizes):
+        raise ConfigError(
+            f"{len(widths)} channels, {len(strides)} strides and {len(kernel_sizes)} "
             "kernel_sizes; expected one of each per level."
         )
-    if len(channels) < 2 or min(channels) < 1:
-        raise ConfigError(f"channels {channels}; expected two levels or more, 1 or more each.")
     steps = tuple(per_axis(stride, spatial_dims, "stride") for stride in strides)
     if first_stride_is_one and set(steps[0]) != {1}:
         raise ConfigError(
@@ -96,7 +101,7 @@ def make_levels(
     for kernel in kernels:
         if any(size % 2 == 0 for size in kernel):
             raise ConfigError(f"kernel_size {kernel}; expected odd sizes.")
-    return Levels(tuple(channels), steps, kernels)
+    return Levels(widths, steps, kernels)
 
 
 def check_smallest(x: torch.Tensor, smallest: list[int]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from volseg.errors import ConfigError
-from volseg.networks.layers import NormSpec, split_norm
+from volseg.networks.layers import NormSpec, check_count, check_spatial_dims, split_norm
 
 
 class SegmentationNetwork(nn.Module):
@@ -27,6 +27,7 @@ class SegmentationNetwork(nn.Module):
         in_channels: channels of the input.
         out_channels: classes, background counted.
         divisor: per axis; input sizes must be multiples of it.
+        smallest: per axis; the least size where convolutions are not padded, else 1.
         total_stride: per axis, input voxels per voxel of the coarsest level.
         supervision_strides: per output in training mode, input voxels per logit voxel and axis.
         deep_supervision: see `set_deep_supervision`.
@@ -55,20 +56,17 @@ class SegmentationNetwork(nn.Module):
             divisor: per axis; by default the total stride.
 
         Raises:
-            ConfigError: `spatial_dims` is neither 2 nor 3, or a channel count is below one.
+            ConfigError: `spatial_dims` is neither 2 nor 3, or a channel count is no whole number
+                of 1 or more.
         """
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ConfigError(f"spatial_dims {spatial_dims}; expected 2 or 3.")
-        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if count < 1:
-                raise ConfigError(f"{name} {count}; expected at least 1.")
-        strides = supervision_strides or ((1,) * spatial_dims,)
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.spatial_dims = check_spatial_dims(spatial_dims)
+        self.in_channels = check_count("in_channels", in_channels)
+        self.out_channels = check_count("out_channels", out_channels)
+        strides = supervision_strides or ((1,) * self.spatial_dims,)
         self.total_stride = tuple(total_stride)
         self.divisor = tuple(total_stride if divisor is None else divisor)
+        self.smallest = (1,) * self.spatial_dims
         self.supervision_strides = tuple(tuple(stride) for stride in strides)
         self.deep_supervision = len(self.supervision_strides) > 1
         self.coarsest_norm = split_norm(norm)[0]

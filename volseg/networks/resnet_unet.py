@@ -26,15 +26,16 @@ import torch
 from monai.networks.layers.factories import Pool
 from torch import nn
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.networks.layers import (
     ConvStack,
     NormSpec,
     Size,
     Style,
     Unit,
-    check_choice,
+    as_counts,
     initialise_he_,
+    is_count,
     make_conv,
     make_deconv,
     make_nearest,
@@ -128,10 +129,11 @@ class ResNetUNet(SegmentationNetwork):
         check_choice("stem", stem, ("k7s2pool", "k3s1"))
         check_choice("first_stage", first_stage, ("projection", "identity"))
         check_choice("upsampling", upsampling, ("nearest", "deconv"))
-        if depth not in BLOCKS:
-            raise ConfigError(f"depth {depth}; expected one of {', '.join(map(str, BLOCKS))}.")
+        if not is_count(depth) or depth not in BLOCKS:
+            raise ConfigError(f"depth {depth!r}; expected one of {', '.join(map(str, BLOCKS))}.")
         is_small = stem == "k3s1"
         levels = _make_levels(spatial_dims, channels, strides, kernel_sizes, is_small)
+        channels = levels.channels
         super().__init__(
             spatial_dims,
             in_channels,
@@ -139,9 +141,9 @@ class ResNetUNet(SegmentationNetwork):
             total_stride=levels.total_strides[-1],
             norm=norm,
         )
-        self.depth = depth
+        self.depth = int(depth)
         style = Style(spatial_dims, norm, activation, order="NAC", bias=False)
-        self.stem = _make_stem(style, in_channels, levels)
+        self.stem = _make_stem(style, self.in_channels, levels)
         self.pool = nn.Identity() if is_small else _make_stem_pool(spatial_dims, levels.strides[1])
         self.stages = _make_stages(style, depth, levels, blocks, is_small, first_stage)
         taps = [channels[0], *(width * EXPANSION[depth] for width in channels[1:])]
@@ -158,7 +160,7 @@ class ResNetUNet(SegmentationNetwork):
             convs = ConvStack(style, coarse + skip, width, kernel_size=kernel)
             self.decoder.append(UpLevel(up, convs))
             coarse = width
-        self.head = make_conv(spatial_dims, widths[-1], out_channels, 3)
+        self.head = make_conv(spatial_dims, widths[-1], self.out_channels, 3)
         initialise_he_(self)
         if pretrained is not None:
             self.load_pretrained(pretrained)
@@ -196,8 +198,11 @@ class ResNetUNet(SegmentationNetwork):
             Which entries were loaded, adapted and left.
 
         Raises:
+            ConfigError: `path` is no path.
             DataError: the file cannot be read, holds more than tensors, or does not fit.
         """
+        if not isinstance(path, (str, Path)):
+            raise ConfigError(f"pretrained {path!r}; expected the path of a file.")
         report = load_resnet(self, Path(path), BLOCKS[self.depth])
         logger.info("%s", report)
         return report
@@ -323,7 +328,7 @@ def _make_levels(
     kernel_sizes: Sequence[Size] | None,
     is_small: bool,
 ) -> Levels:
-    count = len(channels)
+    count = len(as_counts(channels))
     strides = [1 if is_small else 2, *[2] * (count - 1)] if strides is None else strides
     kernels = [3 if is_small else 7, *[3] * (count - 1)] if kernel_sizes is None else kernel_sizes
     levels = make_levels(spatial_dims, channels, strides, kernels, first_stride_is_one=is_small)
@@ -358,8 +363,9 @@ def _make_stages(
     num_stages, expansion = len(levels.channels) - 1, EXPANSION[depth]
     if blocks is None:
         blocks = [*BLOCKS[depth], *[BLOCKS[depth][-1]] * num_stages][:num_stages]
-    if len(blocks) != num_stages or min(blocks) < 1:
-        raise ConfigError(f"blocks {blocks}; expected {num_stages} numbers of 1 or more.")
+    counts = as_counts(blocks)
+    if len(counts) != num_stages:
+        raise ConfigError(f"blocks {blocks!r}; expected {num_stages} numbers of 1 or more.")
     before = levels.channels[0]
     stages = nn.ModuleList()
     for number, width in enumerate(levels.channels[1:]):
@@ -372,7 +378,7 @@ def _make_stages(
                 "channels; expected stride 1 and equal numbers. Use 'projection'."
             )
         units: list[nn.Module] = []
-        for index in range(blocks[number]):
+        for index in range(counts[number]):
             units.append(
                 PreActivationUnit(
                     style,
@@ -392,9 +398,10 @@ def _make_stages(
 def _decoder_widths(widths: Sequence[int] | None, coarsest: int, count: int) -> list[int]:
     if widths is None:
         return [max(1, coarsest // 2 ** (index + 1)) for index in range(count)]
-    if len(widths) != count or min(widths) < 1:
-        raise ConfigError(f"decoder_channels {widths}; expected {count} of 1 or more.")
-    return [*widths]
+    counts = as_counts(widths)
+    if len(counts) != count:
+        raise ConfigError(f"decoder_channels {widths!r}; expected {count} of 1 or more.")
+    return [*counts]
 
 
 def _make_up(kind: str, spatial_dims: int, channels: int, stride: tuple[int, ...]) -> nn.Module:

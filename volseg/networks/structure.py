@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,18 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
 from volseg.networks.network import SegmentationNetwork
+
+_STEPS: dict[str, dict[str, int]] = {
+    "conv": {"stride": 3},
+    "conv_transpose": {"stride": 3},
+    "max_pool": {"stride": 2, "kernel_size": 1},
+    "avg_pool": {"stride": 2, "kernel_size": 1},
+    "interpolate": {"scale_factor": 2},
+}
+"""Functions of torch that change the resolution: the argument that says how much, or the one behind
+it where that is not given, and its place."""
+_UPWARDS = ("conv_transpose", "interpolate")
+"""Those that multiply sizes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,8 @@ def trace_structure(network: SegmentationNetwork, size: Sequence[int]) -> Struct
     of feature maps is looked into. Pooling and interpolation belong to the way between two blocks,
     and so does a part of a single strided or transposed convolution from which one block alone
     takes. Where features meet outside of any block there is a join, unless one block alone takes
-    what comes out, as it is: then they meet in that block.
+    what comes out, as it is: then they meet in that block. Convolutions, max and average pooling
+    and interpolation change strides; padding and cropping change sizes alone.
 
     Args:
         network: stays as it is.
@@ -108,7 +122,8 @@ class _Tracer(TorchFunctionMode):
 
     def __init__(self, image: torch.Tensor) -> None:
         super().__init__()
-        ones = (1,) * (image.dim() - 2)
+        self.spatial_dims = image.dim() - 2
+        ones = (1,) * self.spatial_dims
         self.blocks = [Block("image", "image", image.shape[1], tuple(image.shape[2:]), ones)]
         self.edges: dict[Edge, None] = {}
         self.ways: set[int] = set()
@@ -134,7 +149,9 @@ class _Tracer(TorchFunctionMode):
         sources = [tensor for tensor in _find_tensors(args) if id(tensor) in self.origins]
         results = _find_tensors(result)
         if sources and results:
-            self._follow(func.__name__.strip("_"), sources, results)
+            name = func.__name__.strip("_")
+            steps = _read_steps(name, args, kwargs or {}, self.spatial_dims)
+            self._follow(name, steps, sources, results)
         return result
 
     def finish(self, logits: list[torch.Tensor]) -> Structure:
@@ -142,13 +159,29 @@ class _Tracer(TorchFunctionMode):
         structure = Structure(tuple(self.blocks), tuple(self.edges), tuple(outputs))
         return _absorb_joins(_absorb_ways(structure, self.ways))
 
+    def _match_size(
+        self, stride: tuple[int, ...], before: torch.Tensor, after: torch.Tensor
+    ) -> tuple[int, ...]:
+        """Stride behind interpolation to a given size: that of the last features of this size."""
+        for tensor, origin in reversed(self.origins.values()):
+            if tensor.shape[2:] == after.shape[2:]:
+                return origin.stride
+        sizes = zip(stride, before.shape[2:], after.shape[2:], strict=True)
+        return tuple(round(s * a / b) for s, a, b in sizes)
+
     def _follow(
-        self, function: str, sources: list[torch.Tensor], results: list[torch.Tensor]
+        self,
+        function: str,
+        steps: Sequence[float] | None,
+        sources: list[torch.Tensor],
+        results: list[torch.Tensor],
     ) -> None:
         origins = [self.origins[id(tensor)][1] for tensor in sources]
         stride = tuple(min(axis) for axis in zip(*(o.stride for o in origins), strict=True))
-        if function != "narrow":
-            stride = _change_stride(stride, sources[0], results[0])
+        if steps is None:
+            stride = self._match_size(stride, sources[0], results[0])
+        else:
+            stride = tuple(round(s * step) for s, step in zip(stride, steps, strict=True))
         entries = {origin.entry for origin in origins}
         is_outside, meets = self.current is None, len(entries) > 1
         if is_outside and meets:
@@ -280,10 +313,19 @@ def _find_tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in _find_tensors(part)]
 
 
-def _change_stride(
-    stride: tuple[int, ...], before: torch.Tensor, after: torch.Tensor
-) -> tuple[int, ...]:
-    if before.dim() != after.dim():
-        return stride
-    sizes = zip(stride, before.shape[2:], after.shape[2:], strict=True)
-    return tuple(s * round(a / b) if a >= b else s // round(b / a) for s, a, b in sizes)
+def _read_steps(
+    function: str, args: Sequence[Any], kwargs: Mapping[str, Any], spatial_dims: int
+) -> tuple[float, ...] | None:
+    """Voxels of its input per voxel of its output, per axis; None where a size is asked for."""
+    kind = re.sub(r"[123]d$", "", function)
+    if kind not in _STEPS:
+        return (1,) * spatial_dims
+    given = (
+        kwargs.get(name, args[place] if place < len(args) else None)
+        for name, place in _STEPS[kind].items()
+    )
+    value = next((value for value in given if value), None)
+    if kind == "interpolate" and value is None:
+        return None
+    steps = tuple(value) if isinstance(value, Sequence) else (value or 1,) * spatial_dims
+    return tuple(1 / step for step in steps) if kind in _UPWARDS else steps

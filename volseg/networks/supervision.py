@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
-from volseg.networks.layers import check_choice, make_conv, make_deconv
+from volseg.errors import ConfigError, check_choice
+from volseg.networks.layers import make_conv, make_deconv
 
 BRANCHES = ("linear", "nearest", "deconv", "none")
 _SUPERVISED_PARTS = ("heads.", "branches.")

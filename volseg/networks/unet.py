@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.networks.decoder import ConcatLevel
 from volseg.networks.encoder import PlainEncoder, ResidualEncoder
 from volseg.networks.layers import (
@@ -25,8 +25,10 @@ from volseg.networks.layers import (
     NormSpec,
     Size,
     Style,
-    check_choice,
+    as_counts,
+    check_flag,
     initialise_he_,
+    is_count,
     make_conv,
     make_deconv,
 )
@@ -98,8 +100,10 @@ class UNet(SegmentationNetwork):
             ConfigError: lengths that differ, a first stride other than 1, or an unknown name.
         """
         check_choice("encoder", encoder, ("plain", "residual"))
+        check_flag("deep_supervision", deep_supervision)
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
-        depth = len(levels.channels)
+        channels = levels.channels
+        depth = len(channels)
         is_residual = encoder == "residual"
         blocks = [*RESIDUAL_BLOCKS, *[RESIDUAL_BLOCKS[-1]] * depth][:depth]
         encoder_convs = _per_level("num_convs", num_convs, blocks if is_residual else [2] * depth)
@@ -117,7 +121,7 @@ class UNet(SegmentationNetwork):
         )
         style = Style(spatial_dims, norm, activation, dropout=dropout)
         make_encoder = ResidualEncoder if is_residual else PlainEncoder
-        self.encoder = make_encoder(style, in_channels, levels, encoder_convs)
+        self.encoder = make_encoder(style, self.in_channels, levels, encoder_convs)
         # The decoder in order of execution, coarsest level first.
         upwards = range(depth - 2, -1, -1)
         self.decoder = nn.ModuleList(
@@ -134,7 +138,9 @@ class UNet(SegmentationNetwork):
             for i in upwards
         )
         self.heads = nn.ModuleList(
-            make_conv(spatial_dims, channels[i], out_channels) if i < num_heads else nn.Identity()
+            make_conv(spatial_dims, channels[i], self.out_channels)
+            if i < num_heads
+            else nn.Identity()
             for i in upwards
         )
         initialise_he_(self, LEAKY_SLOPE)
@@ -169,9 +175,9 @@ def _per_level(
 ) -> Sequence[int]:
     if counts is None:
         return default
-    values = [counts] * len(default) if isinstance(counts, int) else [*counts]
-    if len(values) != len(default) or min(values) < 1:
+    values = (int(counts),) * len(default) if is_count(counts) else as_counts(counts)
+    if len(values) != len(default):
         raise ConfigError(
-            f"{name} {counts}; expected at least 1, one number or {len(default)} of them."
+            f"{name} {counts!r}; expected at least 1, one whole number or {len(default)} of them."
         )
     return values

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.networks.decoder import ConcatLevel
 from volseg.networks.encoder import PooledEncoder
 from volseg.networks.layers import (
@@ -27,14 +27,14 @@ from volseg.networks.layers import (
     NormSpec,
     Size,
     Style,
-    check_choice,
+    check_flag,
     initialise_he_,
     make_conv,
     make_deconv,
 )
 from volseg.networks.levels import Levels, check_smallest, make_levels
 from volseg.networks.network import SegmentationNetwork
-from volseg.networks.supervision import make_branch
+from volseg.networks.supervision import BRANCHES, make_branch
 
 
 class UNet3d(SegmentationNetwork):
@@ -101,8 +101,12 @@ class UNet3d(SegmentationNetwork):
                 together with ``padding="valid"``.
         """
         check_choice("supervision", supervision, ("decoder", "encoder"))
-        branch = branch or ("linear" if supervision == "decoder" else "deconv")
+        if branch is None:
+            branch = "linear" if supervision == "decoder" else "deconv"
+        check_choice("branch", branch, BRANCHES)
+        check_flag("deep_supervision", deep_supervision)
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
+        channels = levels.channels
         if any(count % 2 for count in channels):
             raise ConfigError(f"channels {channels}; expected even numbers, since they are halved.")
         if deep_supervision and padding == "valid":
@@ -120,14 +124,17 @@ class UNet3d(SegmentationNetwork):
             divisor=ones if padding == "valid" else None,
         )
         self.supervises_encoder = supervision == "encoder"
-        self.smallest = levels.smallest_unpadded if padding == "valid" else ones
+        if padding == "valid":
+            self.smallest = levels.smallest_unpadded
         style = Style(spatial_dims, norm, activation, dropout=dropout, padding=padding)
         widths = [(width // 2, width) for width in channels]
-        self.encoder = PooledEncoder(style, in_channels, levels, widths)
+        self.encoder = PooledEncoder(style, self.in_channels, levels, widths)
         self.decoder = _make_decoder(style, levels)
-        self.head = make_conv(spatial_dims, channels[0], out_channels)
+        self.head = make_conv(spatial_dims, channels[0], self.out_channels)
         self.branches = nn.ModuleList(
-            make_branch(branch, spatial_dims, channels[i], out_channels, levels.strides[1 : i + 1])
+            make_branch(
+                branch, spatial_dims, channels[i], self.out_channels, levels.strides[1 : i + 1]
+            )
             for i in supervised
         )
         initialise_he_(self)

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.networks.decoder import ConcatLevel
 from volseg.networks.encoder import PooledEncoder
 from volseg.networks.layers import (
@@ -26,9 +26,10 @@ from volseg.networks.layers import (
     Size,
     Style,
     Unit,
-    check_choice,
+    check_flag,
     check_probability,
     initialise_he_,
+    is_count,
     make_conv,
     make_deconv,
     make_nearest,
@@ -100,10 +101,12 @@ class OriginalUNet(SegmentationNetwork):
             ConfigError: lengths that differ, an unknown name, or options that contradict.
         """
         check_choice("upsampling", upsampling, ("deconv", "nearest"))
-        check_probability("dropout", dropout)
-        if penultimate is not None and penultimate < 1:
-            raise ConfigError(f"penultimate {penultimate}; expected None, or 1 or more.")
+        check_flag("skip_first", skip_first)
+        dropout = check_probability("dropout", dropout)
+        if penultimate is not None and not is_count(penultimate):
+            raise ConfigError(f"penultimate {penultimate!r}; expected None, or 1 or more channels.")
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
+        channels = levels.channels
         if padding == "valid" and (align != "crop" or upsampling == "nearest"):
             raise ConfigError(
                 f"padding 'valid' with align '{align}' and upsampling '{upsampling}'; expected "
@@ -119,7 +122,7 @@ class OriginalUNet(SegmentationNetwork):
         )
         style = Style(spatial_dims, norm, activation, order="CNA", padding=padding)
         widths = [(width, width) for width in channels]
-        self.encoder = PooledEncoder(style, in_channels, levels, widths, deep_dropout=dropout)
+        self.encoder = PooledEncoder(style, self.in_channels, levels, widths, deep_dropout=dropout)
         self.decoder = nn.ModuleList(
             ConcatLevel(
                 _make_upsampling(upsampling, style, channels[i + 1], channels[i], stride),
@@ -129,10 +132,12 @@ class OriginalUNet(SegmentationNetwork):
             )
             for i, stride in reversed([*enumerate(levels.strides[1:])])
         )
-        tail = [] if penultimate is None else [Unit(style, channels[0], penultimate)]
-        head = make_conv(spatial_dims, penultimate or channels[0], out_channels)
+        width = channels[0] if penultimate is None else int(penultimate)
+        tail = [] if penultimate is None else [Unit(style, channels[0], width)]
+        head = make_conv(spatial_dims, width, self.out_channels)
         self.head = nn.Sequential(*tail, head)
-        self.smallest = levels.smallest_unpadded if padding == "valid" else (1,) * spatial_dims
+        if padding == "valid":
+            self.smallest = levels.smallest_unpadded
         initialise_he_(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
 from volseg.networks.decoder import ConcatLevel
 from volseg.networks.layers import (
     ConvStack,
@@ -25,6 +24,8 @@ from volseg.networks.layers import (
     Size,
     Style,
     Unit,
+    check_count,
+    check_flag,
     initialise_he_,
     make_conv,
     make_nearest,
@@ -87,8 +88,8 @@ class SummedLogitsUNet(SegmentationNetwork):
             ConfigError: lengths that differ, a negative number, or an unknown name.
         """
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
-        if num_auxiliary < 0:
-            raise ConfigError(f"num_auxiliary {num_auxiliary}; expected at least 0.")
+        channels = levels.channels
+        num_auxiliary = check_count("num_auxiliary", num_auxiliary, at_least=0)
         super().__init__(
             spatial_dims,
             in_channels,
@@ -97,9 +98,9 @@ class SummedLogitsUNet(SegmentationNetwork):
             norm=norm,
         )
         style = Style(spatial_dims, norm, activation, dropout=dropout)
-        self.residual = residual
+        self.residual = check_flag("residual", residual)
         depth = len(channels)
-        before = (in_channels, *channels)
+        before = (self.in_channels, *channels)
         self.transitions = nn.ModuleList(
             Unit(style, before[i], channels[i], levels.kernel_sizes[i], levels.strides[i])
             for i in range(depth)
@@ -111,7 +112,9 @@ class SummedLogitsUNet(SegmentationNetwork):
         self.decoder = _make_decoder(style, levels)
         num_heads = 1 + min(num_auxiliary, depth - 2)
         self.heads = nn.ModuleList(
-            make_conv(spatial_dims, channels[i], out_channels) if i < num_heads else nn.Identity()
+            make_conv(spatial_dims, channels[i], self.out_channels)
+            if i < num_heads
+            else nn.Identity()
             for i in reversed(range(depth - 1))
         )
         self.upsamplings = nn.ModuleList(

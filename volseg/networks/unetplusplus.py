@@ -22,15 +22,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.networks.layers import (
     ConvStack,
     NormSpec,
     Size,
     Style,
     Unit,
-    check_choice,
+    check_flag,
     initialise_he_,
+    is_count,
     make_conv,
     make_deconv,
     make_nearest,
@@ -113,7 +114,9 @@ class UNetPlusPlus(SegmentationNetwork):
         check_choice("form", form, FORMS)
         channels = FORMS[form]["channels"] if channels is None else channels
         norm = FORMS[form]["norm"] if norm is None else norm
+        check_flag("deep_supervision", deep_supervision)
         levels = make_levels(spatial_dims, channels, strides, kernel_sizes)
+        channels = levels.channels
         depth = len(channels) - 1
         heads = range(1 if deep_supervision else depth, depth + 1)
         super().__init__(
@@ -125,7 +128,7 @@ class UNetPlusPlus(SegmentationNetwork):
             supervision_strides=((1,) * spatial_dims,) * len(heads),
         )
         check_choice("mean_of", mean_of, ("logits", "softmax", "sigmoid"))
-        self.averages = eval_output == "mean"
+        self.averages = isinstance(eval_output, str) and eval_output == "mean"
         self.mean_of = mean_of
         self.eval_head = _find_head(eval_output, heads)
         self.eval_index = heads.index(self.eval_head)
@@ -139,13 +142,13 @@ class UNetPlusPlus(SegmentationNetwork):
         self.levels = levels
         self.nodes = nn.ModuleDict(
             {
-                _key(i, j): Node(form, style, in_channels, levels, i, j)
+                _key(i, j): Node(form, style, self.in_channels, levels, i, j)
                 for i, j in _order(form, depth)
             }
         )
         self.diagonals = {_key(i, j): i + j for i, j in _order(form, depth)}
         self.heads = nn.ModuleDict(
-            {_key(0, j): _make_head(form, style, channels[0], out_channels) for j in heads}
+            {_key(0, j): _make_head(form, style, channels[0], self.out_channels) for j in heads}
         )
         initialise_he_(self)
 
@@ -184,9 +187,9 @@ class UNetPlusPlus(SegmentationNetwork):
             ConfigError: this network has no such head.
         """
         key = _key(0, level)
-        if key not in self.heads:
+        if not is_count(level) or key not in self.heads:
             raise ConfigError(
-                f"level {level}; expected a head of this network: {self._head_numbers()}. Train "
+                f"level {level!r}; expected a head of this network: {self._head_numbers()}. Train "
                 "with deep_supervision=True to have one per level."
             )
         pruned = UNetPlusPlus(
@@ -297,7 +300,7 @@ def _make_head(form: str, style: Style, in_channels: int, out_channels: int) -> 
 def _find_head(eval_output: str | int, heads: Sequence[int]) -> int:
     if eval_output in ("last", "mean"):
         return heads[-1]
-    if eval_output not in heads:
+    if not is_count(eval_output) or eval_output not in heads:
         raise ConfigError(
             f"eval_output {eval_output!r}; expected 'last', 'mean' or a number of {[*heads]}."
         )

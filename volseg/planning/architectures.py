@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,7 @@ def find_architecture(name: str) -> Architecture:
     Raises:
         ConfigError: unknown name; the nearest one is offered.
     """
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(
-            f"network.name '{name}'; expected one of {', '.join(ARCHITECTURES)}.{hint}"
-        )
+    check_choice("network.name", name, ARCHITECTURES)
     return ARCHITECTURES[name]
 
 
