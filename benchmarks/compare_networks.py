@@ -123,6 +123,12 @@ PAIRS = {
         {"channels": WIDTHS[1:]},
         (192, 32),
     ),
+    "unet3d_deep_supervision": Pair(
+        plainly(plain.ZengUNet, WIDTHS[:4]),
+        "unet3d_deep_supervision",
+        {"channels": WIDTHS[1:]},
+        (192, 32),
+    ),
     "dsn3d": Pair(plainly(plain.DeeplySupervised3d, WIDTHS[:4]), "dsn3d", {"channels": WIDTHS[:4]}),
     "unet_summed_logits": Pair(plainly(plain.SummedLogitsUNet), "unet_summed_logits"),
     "unetplusplus, pytorch": Pair(
@@ -142,6 +148,11 @@ PAIRS = {
     ),
     "hypercolumn_unet": Pair(plainly(plain.HypercolumnUNet), "hypercolumn_unet", edges=(192, 32)),
     "unet, plain": Pair(planned(plain.PlanUNet), "unet"),
+    "unet, supervised": Pair(
+        planned(plain.PlanUNet, deep_supervision=True),
+        "unet",
+        {"channels": WIDTHS, "deep_supervision": True},
+    ),
     "unet, residual": Pair(
         planned(plain.ResEncUNet, blocks=(1, 3, 4, 6, 6)),
         "unet",

@@ -45,7 +45,7 @@ RUNS = {
 
 @dataclass(frozen=True)
 class Result:
-    """Of one training: `minutes` took all of its `steps` and validations."""
+    """Of one training: `minutes` took all of its `steps` and the validations between them."""
 
     label: str
     widths: str

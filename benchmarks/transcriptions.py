@@ -210,6 +210,46 @@ class CicekUNet(CroppingUNet):
         self.head = nd("Conv", dims)(doubled[0], out_channels, 1)
 
 
+class ZengUNet(CicekUNet):
+    """3D U-Net with middle levels classified (Zeng, 2017, doi 10.1007/978-3-319-67389-9_32).
+
+    ``taps="encoder"`` has the branches of `DeeplySupervised3d` on the way down instead.
+    """
+
+    def __init__(
+        self,
+        dims: int = 3,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        widths: Ints = (32, 64, 128, 256),
+        taps: Literal["decoder", "encoder"] = "decoder",
+    ) -> None:
+        super().__init__(dims, in_channels, out_channels, widths)
+        self.taps = taps
+        self.branches = nn.ModuleList()
+        for level, width in enumerate(widths[1:-1], start=1):
+            channels = [2 * width // 2**i for i in range(level + 1)]
+            if taps == "encoder":
+                pairs = pairwise(channels)
+                ups = [up_conv(dims, b, a, 4, padding=1, bias=False) for b, a in pairs]
+                branch = nn.Sequential(*ups, nd("Conv", dims)(channels[-1], out_channels, 1))
+            else:
+                mode = "bilinear" if dims == 2 else "trilinear"
+                head = nd("Conv", dims)(2 * width, out_channels, 1)
+                branch = nn.Sequential(head, nn.Upsample(scale_factor=2**level, mode=mode))
+            self.branches.append(branch)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        encoded = encode(x, self.downs, self.pool)
+        decoded = [encoded[-1]]
+        for up, merge, skip in zip(self.ups, self.merges, encoded[-2::-1], strict=True):
+            decoded.append(merge(torch.cat([up(decoded[-1]), skip], dim=1)))
+        taps = encoded if self.taps == "encoder" else decoded[::-1]
+        outputs = [self.head(decoded[-1])]
+        outputs += [branch(tap) for branch, tap in zip(self.branches, taps[1:-1], strict=True)]
+        return outputs
+
+
 class KerasUp(nn.Module):
     """Nearest neighbour to twice the size, then a convolution of kernel 2 and ReLU."""
 

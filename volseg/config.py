@@ -141,10 +141,13 @@ class LossConfig(Record):
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     supervision_weights: (
-        Literal["halving", "exp", "two", "same", "dsn"] | tuple[Annotated[float, Field(ge=0)], ...]
-    ) = "halving"
-    """A rule, or one weight per output, main output first; see `volseg.losses.MultiLevelLoss`."""
-    supervision_target: Literal["nearest", "area", "max"] = "nearest"
+        Literal["halving", "exp", "two", "same", "dsn"]
+        | tuple[Annotated[float, Field(ge=0)], ...]
+        | None
+    ) = None
+    """A rule, or one weight per output, main output first; see `volseg.losses.MultiLevelLoss`. By
+    default as the network's source has them, and halved where it says nothing."""
+    supervision_target: Literal["nearest-exact", "area", "max"] = "nearest-exact"
     """How the labels are brought to a coarser output."""
     supervision_resolution: Literal["native", "full"] = "native"
     """Whether labels go to the resolution of an output, or outputs to the labels'."""

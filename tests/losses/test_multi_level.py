@@ -114,7 +114,7 @@ def test_target_of_each_level(axis):
     target = torch.zeros(1, 8, 8, dtype=torch.int16)
     target[0, 0, 0], target[0, 6, 6] = 2, 1
     expected = {
-        "nearest": [[0, 0], [0, 1]],
+        "nearest-exact": [[0, 0], [0, 1]],
         "max": [[2, 0], [0, 1]],
         "area": [
             [[15 / 16, 1], [1, 15 / 16]],
@@ -132,7 +132,7 @@ def test_target_of_each_level(axis):
         assert recorder.targets[1].is_floating_point() == (reduce == "area")
 
 
-@pytest.mark.parametrize("reduce", ["nearest", "area"])
+@pytest.mark.parametrize("reduce", ["nearest-exact", "area"])
 def test_soft_target_is_reduced_too(reduce):
     target = torch.rand(1, 3, 4, 4, generator=torch.manual_seed(0))
     recorder = Recorder()
@@ -140,14 +140,14 @@ def test_soft_target_is_reduced_too(reduce):
         [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)], target
     )
     mean = functional.avg_pool2d(target, 2)
-    expected = target[..., 1::2, 1::2] if reduce == "nearest" else mean
+    expected = target[..., 1::2, 1::2] if reduce == "nearest-exact" else mean
     assert torch.equal(recorder.targets[1], expected)
 
 
 @pytest.mark.parametrize(
     "base", [DiceCrossEntropy(), SoftDice(), SoftDice("sigmoid"), BinaryCrossEntropyDice()]
 )
-@pytest.mark.parametrize("target", ["nearest", "area", "max"])
+@pytest.mark.parametrize("target", ["nearest-exact", "area", "max"])
 @pytest.mark.parametrize("resolution", ["native", "full"])
 def test_gradient_of_every_loss_reaches_all_levels(base, target, resolution):
     logits = [level.requires_grad_() for level in levels(0.0, 0.0, 0.0)]
@@ -156,7 +156,7 @@ def test_gradient_of_every_loss_reaches_all_levels(base, target, resolution):
     assert all(level.grad.abs().max() > 0 for level in logits)
 
 
-@pytest.mark.parametrize("target", ["nearest", "area", "max"])
+@pytest.mark.parametrize("target", ["nearest-exact", "area", "max"])
 def test_one_channel_of_a_sigmoid_is_class_one(target):
     # Class 1 fills whole blocks, so that all reductions agree.
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
@@ -193,7 +193,7 @@ def test_full_resolution_of_three_axes_needs_no_divisor():
 def test_outputs_at_full_resolution_are_compared_as_they_are():
     logits = list(torch.randn(3, 1, 2, 8, 8, generator=torch.manual_seed(0)))
     main, fine, coarse = (DiceCrossEntropy()(output, TARGET) for output in logits)
-    for target in ("nearest", "area", "max"):
+    for target in ("nearest-exact", "area", "max"):
         loss = MultiLevelLoss(DiceCrossEntropy(), "dsn", target=target)(logits, TARGET)
         torch.testing.assert_close(loss, main + 0.2 * fine + 0.4 * coarse)
 
@@ -228,18 +228,18 @@ def test_level_that_does_not_divide_the_target_is_refused():
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.5, 0.25]])
 def test_another_number_of_weights_is_refused(weights):
-    with pytest.raises(ConfigError, match="expected one weight per level"):
+    with pytest.raises(ConfigError, match="expected one weight per output"):
         MultiLevelLoss(FirstLogit(), weights)(levels(1.0, 1.0), TARGET)
 
 
 def test_no_level_is_refused():
-    with pytest.raises(ConfigError, match="logits of 0 levels"):
+    with pytest.raises(ConfigError, match="for 0 outputs in training"):
         MultiLevelLoss(FirstLogit())([], TARGET)
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 4])
 def test_dsn_is_for_three_outputs(num_levels):
-    with pytest.raises(ConfigError, match=rf"{num_levels} levels and 3 weights \(dsn\)"):
+    with pytest.raises(ConfigError, match=rf"3 weights \(dsn\) for {num_levels} outputs"):
         MultiLevelLoss(FirstLogit(), "dsn")(levels(*[1.0] * num_levels), TARGET)
 
 
@@ -250,7 +250,7 @@ def test_dsn_is_for_three_outputs(num_levels):
         ({"weights": [1, -0.5]}, r"weights \[1, -0.5\]; expected at least 0"),
         ({"weights": [0, 0]}, r"weights \[0, 0\]; expected at least 0, and one of them above"),
         ({"weights": []}, r"weights \[\]; expected at least 0, and one of them above"),
-        ({"target": "min"}, "target 'min'; expected one of nearest, area, max"),
+        ({"target": "min"}, "target 'min'; expected one of nearest-exact, area, max"),
         ({"resolution": "half"}, "resolution 'half'; expected one of native, full"),
         ({"decay": 0}, "decay 0; expected above 0 and at most 1"),
         ({"decay": 1.1}, "decay 1.1; expected above 0 and at most 1"),

@@ -6,7 +6,13 @@ from torch import nn
 from torch.nn import functional
 
 from volseg.errors import ConfigError
-from volseg.losses import BinaryCrossEntropyDice, MultiLevelLoss, RegionLoss, SoftDice
+from volseg.losses import (
+    BinaryCrossEntropyDice,
+    DiceCrossEntropy,
+    MultiLevelLoss,
+    RegionLoss,
+    SoftDice,
+)
 
 BRATS = [[1, 2, 3], [1, 3], [3]]
 """Whole tumour, tumour core, enhancing tumour."""
@@ -76,7 +82,7 @@ def as_regions(target):
 
 
 def test_levels_of_nearest_targets():
-    seen, target = region_pyramid("nearest")
+    seen, target = region_pyramid("nearest-exact")
     for level, stride in enumerate((1, 2, 4)):
         assert torch.equal(
             seen[level], as_regions(target[:, :, stride // 2 :: stride, stride // 2 :: stride])
@@ -107,7 +113,7 @@ def test_max_takes_the_class_and_not_the_region():
     assert recorder.targets[1].flatten().tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize("target", ["nearest", "area", "max"])
+@pytest.mark.parametrize("target", ["nearest-exact", "area", "max"])
 def test_gradient_reaches_all_levels(target):
     logits = [torch.zeros(1, 3, 8 >> i, 8 >> i, requires_grad=True) for i in range(3)]
     labels = torch.randint(0, 4, (1, 8, 8), generator=torch.manual_seed(0))
@@ -123,11 +129,20 @@ def test_gradient_reaches_all_levels(target):
         ([[1], []], r"region \[\]; expected one or more different classes"),
         ([[0, 1]], r"region \[0, 1\]; expected"),
         ([[1, 1]], r"region \[1, 1\]; expected"),
+        ([[1, 2], 3], "region 3; expected .* as a list"),
+        ([[1.5]], r"region \[1\.5\]; expected"),
     ],
 )
 def test_wrong_regions_are_refused(regions, message):
     with pytest.raises(ConfigError, match=message):
         RegionLoss(BinaryCrossEntropyDice(), regions)
+
+
+@pytest.mark.parametrize("loss", [DiceCrossEntropy(), SoftDice()])
+def test_classes_that_exclude_each_other_are_no_regions(loss):
+    with pytest.raises(ConfigError, match=f"{type(loss).__name__} with softmax"):
+        RegionLoss(loss, BRATS)
+    RegionLoss(SoftDice("sigmoid"), BRATS)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ VARIANTS = {name: (name, {}) for name in list_networks()} | {
             "deep_supervision": True,
         },
     ),
+    "hypercolumn-group-norm": ("hypercolumn_unet", {"norm": ["group", {"num_groups": 2}]}),
     "unet3d-encoder-taps": (
         "unet3d_deep_supervision",
         {"supervision": "encoder", "branch": "nearest"},
@@ -162,6 +163,10 @@ def test_training_gives_what_the_supervision_strides_say(network):
 
 
 def test_gradient_reaches_every_parameter(network):
+    for parameter in network.parameters():
+        if parameter.dim() == 1:
+            # A scale that begins at zero hides all in front of it from the first step's gradient.
+            nn.init.normal_(parameter, 1, 0.1)
     sum(output.square().mean() for output in train(network, make_image(network))).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

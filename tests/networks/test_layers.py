@@ -155,7 +155,7 @@ def test_nearest_repeats_and_pooling_takes_the_largest():
 @pytest.mark.parametrize(
     ("norm", "message"),
     [
-        ("layer", "norm 'layer'; expected one of instance, batch, none"),
+        ("layer", "norm 'layer'; expected one of instance, batch, group, none"),
         ("instanc", "Did you mean 'instance'"),
         (("batch", {"epsilon": 1}), "option of norm 'batch' 'epsilon'.*Did you mean 'eps'"),
         (("instance", {"momentum": 0.1}), "option of norm 'instance' 'momentum'"),

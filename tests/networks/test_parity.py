@@ -135,6 +135,16 @@ CASES = {
         {"channels": (8, 12, 16), "padding": "valid"},
         size=(45, 50, 47),
     ),
+    "unet3d_deep_supervision": Case(
+        lambda dims: transcriptions.ZengUNet(dims, 2, 3, (4, 6, 8, 10)),
+        "unet3d_deep_supervision",
+        {"channels": (8, 12, 16, 20)},
+    ),
+    "unet3d_deep_supervision-encoder": Case(
+        lambda dims: transcriptions.ZengUNet(dims, 2, 3, (4, 8, 16, 20), taps="encoder"),
+        "unet3d_deep_supervision",
+        {"channels": (8, 16, 32, 40), "supervision": "encoder"},
+    ),
     "unetplusplus-pytorch": Case(
         lambda dims: Nested(transcriptions.NestedUNet(dims, 2, 3, WIDTHS, deep_supervision=True)),
         "unetplusplus",

@@ -185,13 +185,28 @@ def test_state_dict_of_another_depth_is_refused(save, held, wanted):
     "state",
     [
         pytest.param(lambda: UNet(2, 3, 2, channels=(4, 8)).state_dict(), id="another network"),
-        pytest.param(lambda: make_state(18, widths=(8, 8, 16, 32, 64)), id="other widths"),
         pytest.param(dict, id="empty"),
     ],
 )
 def test_state_dict_that_does_not_fit_is_refused(save, state):
     with pytest.raises(DataError, match=r"resnet\.pth does not fit; expected .* ResNet-18"):
         build(pretrained=save(state()))
+
+
+def test_state_dict_of_other_widths_is_refused(save):
+    state = make_state(18, widths=(8, 8, 16, 32, 64))
+    with pytest.raises(DataError, match="its first stage has 8 channels; expected 4"):
+        build(pretrained=save(state))
+
+
+def test_stem_of_its_own_width_leaves_what_it_feeds(save):
+    state = make_state(18, widths=(8, 8, 16, 32, 64))
+    network = ResNetUNet(2, 3, 2, depth=18, channels=(4, 8, 16, 32, 64), stem="k3s1")
+    report = network.load_pretrained(save(state))
+    fed = {"conv1.weight", "layer1.0.conv1.weight"}
+    assert fed < set(report.unused)
+    convolutions = {name for name in state if ".conv" in name} - fed
+    assert convolutions <= set(report.loaded)
 
 
 def test_refused_file_leaves_the_network_as_it_was(save):

@@ -39,7 +39,7 @@ COMMON = [
     ({"strides": (1, 2, (2, 2, 2))}, r"stride \(2, 2, 2\).*spatial_dims=2"),
     ({"strides": (1, 0, 2)}, r"stride 0; expected a positive integer"),
     ({"kernel_sizes": (3, 2, 3)}, r"kernel_size \(2, 2\); expected odd sizes"),
-    ({"norm": "layer"}, r"norm 'layer'; expected one of instance, batch, none"),
+    ({"norm": "layer"}, r"norm 'layer'; expected one of instance, batch, group, none"),
     ({"norm": []}, r"norm \[\]; expected a name, or a name and a dict of options"),
     ({"norm": ["batch", 1e-3]}, r"norm \['batch', 0.001\]; expected a name, or a name and a dict"),
     ({"norm": ["batch", {"epsilon": 1}]}, r"option of norm 'batch' 'epsilon'.*Did you mean 'eps'"),
@@ -162,6 +162,23 @@ def test_wrong_option_that_several_networks_have(name, option, value, message):
             {"eval_output": 1, "deep_supervision": False},
             r"eval_output 1; expected .* of \[2\]",
         ),
+        (
+            "unetplusplus",
+            {"eval_output": "mean", "mean_of": "probs"},
+            r"mean_of 'probs'; expected one of logits, softmax, sigmoid",
+        ),
+        (
+            "unetplusplus",
+            {"mean_of": "softmax"},
+            r"without an average; expected eval_output 'mean'",
+        ),
+        (
+            "unetplusplus",
+            {"mean_of": "softmax", "eval_output": "mean", "out_channels": 1},
+            r"mean_of 'softmax' with 1 out_channels; expected 'sigmoid'",
+        ),
+        ("unet", {"norm": "group"}, r"4 channels in 8 groups; expected a multiple"),
+        ("unet", {"norm": ["group", {"num_groups": 0}]}, r"num_groups of norm 'group' 0; expected"),
         ("laddernet", {"num_ladders": 1}, r"num_ladders 1; expected 2 or more"),
         ("resnet_unet", {"depth": 101}, r"depth 101; expected one of 18, 34, 50"),
         ("resnet_unet", {"stem": "k5"}, r"stem 'k5'; expected one of k7s2pool, k3s1"),
@@ -239,8 +256,7 @@ def test_less_than_a_voxel_at_the_coarsest_level_is_refused(name):
     image = make_single_voxel(network)
     with pytest.raises(ConfigError, match="input size"):
         network(image[:, :, : network.total_stride[0] - 1])
-    if name != "resnet_unet":  # Its decoder has a norm of its own.
-        network(image)
+    network(image)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +269,37 @@ def test_smallest_input_of_unpadded_convolutions_is_named(name, options):
     assert network(torch.zeros(1, 1, 44, 44)).shape == (1, 2, 4, 4)
     with pytest.raises(ConfigError, match=r"input size \[44, 43\]; expected at least \[44, 44\]"):
         network(torch.zeros(1, 1, 44, 43))
+
+
+def test_smallest_input_counts_an_unpadded_convolution_before_the_head():
+    # Backwards: 1 + 2 before the head, + 4, made as 8 of 4; + 4 at the coarsest level, twice, + 4.
+    network = build("unet_original", channels=(4, 8), padding="valid", align="crop", penultimate=2)
+    assert network.eval()(torch.zeros(1, 1, 20, 20)).shape == (1, 2, 2, 2)
+    with pytest.raises(ConfigError, match=r"input size \[20, 19\]; expected at least \[20, 20\]"):
+        network(torch.zeros(1, 1, 20, 19))
+
+
+def test_unpadded_convolutions_leave_two_voxels_at_the_coarsest_level():
+    # Backwards: 2 + 4 at the coarsest level, doubled; the finest level's kernels take nothing.
+    options = {"channels": (4, 8), "kernel_sizes": (1, 3), "padding": "valid", "align": "crop"}
+    network = build("unet_original", norm="instance", **options).eval()
+    assert network(torch.zeros(1, 1, 12, 12)).shape == (1, 2, 4, 4)
+    with pytest.raises(ConfigError, match=r"expected at least \[12, 12\]"):
+        network(torch.zeros(1, 1, 10, 10))
+
+
+def test_norm_of_the_decoder_counts_where_it_works_at_the_coarsest_level():
+    options = {"channels": (4, 4, 6), "blocks": (1, 1), "decoder_norm": "instance"}
+    network = build("resnet_unet", strides=(2, 2, 1), **options).eval()
+    with pytest.raises(ConfigError, match=r"one voxel at the coarsest.*instance normalisation"):
+        network(torch.zeros(1, 1, 4, 4))
+    assert build("resnet_unet", **options).eval()(torch.zeros(1, 1, 8, 8)).shape[2:] == (8, 8)
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_smallest_input_is_taken_and_named(name):
+    network = build(name, norm="none").eval()
+    assert network(torch.zeros(1, 1, *network.smallest)).shape[2:] == network.smallest
 
 
 @pytest.mark.parametrize("value", [0, -1])

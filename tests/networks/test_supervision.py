@@ -42,8 +42,10 @@ def test_without_supervision_training_gives_the_main_output(name, options):
 def test_supervision_cannot_be_switched_on_where_no_branch_was_built():
     network = build("unet")
     network.set_deep_supervision(False)
-    with pytest.raises(ConfigError, match="Build it with deep_supervision=True"):
+    with pytest.raises(ConfigError, match="deep_supervision=True, if it has that option"):
         network.set_deep_supervision(True)
+    with pytest.raises(ConfigError, match="expected true or false"):
+        network.set_deep_supervision("false")
 
 
 @pytest.mark.parametrize(("name", "options"), SUPERVISED)
@@ -54,6 +56,12 @@ def test_stripped_weights_give_the_same_logits(name, options):
     assert len(weights) < len(trained.state_dict())
     network.load_state_dict(weights)
     assert torch.equal(predict(network), predict(trained))
+
+
+def test_heads_that_predict_are_never_left_out():
+    weights = build("unet_summed_logits").state_dict()
+    with pytest.raises(ConfigError, match="expected those of the same network"):
+        strip_supervision(weights, build("unet_summed_logits", num_auxiliary=0))
 
 
 def test_weights_without_supervision_stay():

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from volseg.networks import UNet
+from volseg.networks.encoder import ResidualBlock
 
 
 def test_parameter_count_by_hand():
@@ -77,3 +79,13 @@ def test_dropout_of_the_unet_acts_in_training_only():
     image = torch.randn(1, 1, 8, 8)
     assert not torch.equal(network.train()(image), network(image))
     assert torch.equal(network.eval()(image), network(image))
+
+
+def test_residual_blocks_begin_as_their_shortcut():
+    network = UNet(2, 1, 2, channels=(4, 8, 8), encoder="residual")
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    assert len(blocks) == 1 + 3 + 4
+    for block in blocks:
+        x = torch.randn(1, block.conv1.conv.in_channels, 8, 8)
+        expected = functional.leaky_relu(block.shortcut(x), 0.01)
+        torch.testing.assert_close(block(x), expected)

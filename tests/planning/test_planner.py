@@ -15,7 +15,7 @@ from volseg.planning import Fingerprint, Machine, NetworkPlan, Plan, make_plan
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
 from volseg.planning.planner import choose_spacing, is_ct, plan_levels
-from volseg.training.train import check_network
+from volseg.training.train import check_training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -247,4 +247,4 @@ def test_shipped_configs_fit_every_network(path: Path, name: str) -> None:
     config = load_config(path, [f"network.name={name}"])
     plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
     assert plan.network.name == name
-    check_network(plan, config, num_classes=3)
+    check_training(plan, config, num_classes=3)

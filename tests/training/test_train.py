@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from volseg.data.patches import PatchDataset, make_loader
 from volseg.errors import ConfigError, DataError
 from volseg.inference.model import build_planned_network
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
-from volseg.networks import list_networks
+from volseg.networks import ResNetUNet, list_networks
 from volseg.networks.weights import load_weights
 from volseg.planning import Plan
 from volseg.training.budget import Budget
@@ -294,6 +295,79 @@ def test_pretrained_weights_are_for_the_network_that_takes_them(
     config = tiny("network.name=resnet_unet", f"network.pretrained={tmp_path / 'r34.pth'}")
     with pytest.raises(ConfigError, match=r"r34\.pth does not exist"):
         volseg.train(balls, tmp_path / "b", config=config, epochs=1)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "r34.pth")
+    with pytest.raises(DataError, match=r"r34\.pth does not fit"):
+        volseg.train(balls, tmp_path / "b", config=config, epochs=1)
+    assert not (tmp_path / "b" / "plan.yaml").exists()
+
+
+def test_training_begins_on_pretrained_weights_and_resumes_without_the_file(
+    balls: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"depth": 18, "channels": (8, 8, 16), "kernel_sizes": (3, 3, 3)}
+    # Four units in two stages of a network made here stand for a ResNet-18.
+    source = ResNetUNet(2, 3, 2, stem="k3s1", **options)
+    state = {
+        f"layer{stage}.{unit}.conv{place}.weight": getattr(conv, "conv", conv).weight.detach()
+        for stage, part in enumerate(source.stages, start=1)
+        for unit, block in enumerate([part.first, *part.units])
+        for place, conv in enumerate(block.convs, start=1)
+    }
+    for stage in (3, 4):
+        for unit, place in itertools.product((0, 1), (1, 2)):
+            state[f"layer{stage}.{unit}.conv{place}.weight"] = torch.zeros(1)
+    path = tmp_path / "r18.pth"
+    torch.save(state, path)
+    config = tiny(
+        "network.name=resnet_unet",
+        "network.options.depth=18",
+        f"network.pretrained={path}",
+        "training.steps_per_epoch=1",
+    )
+    with caplog.at_level("INFO"):
+        run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert "pretrained weights from" in caplog.text
+    path.unlink()
+    assert volseg.train(balls, run, resume=True) == run
+
+
+def test_same_command_trains_the_next_fold(balls: Path, tmp_path: Path) -> None:
+    config = tiny(
+        "network.name=laddernet",
+        "network.deep_supervision=false",
+        "network.options.norm=[batch, {eps: 1.0e-3}]",
+        "training.steps_per_epoch=1",
+    )
+    for fold in (0, 1):
+        run = volseg.train(balls, tmp_path / "run", config=config, epochs=1, fold=fold)
+    assert (run / "fold_1" / "checkpoint_last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights"),
+    [
+        (["network.name=unetplusplus"], "same"),
+        (["network.name=unet3d_deep_supervision"], "halving"),
+        (["network.name=dsn3d", "loss.supervision_weights=two"], "two"),
+    ],
+)
+def test_outputs_are_weighted_as_the_source_does_unless_said(
+    overrides: list[str],
+    weights: str,
+    balls: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = {}
+
+    def keep(self: MultiLevelLoss, logits: list[Tensor], target: Tensor) -> Tensor:
+        seen.update(weights=self.weights)
+        return logits[0].square().mean()
+
+    monkeypatch.setattr(MultiLevelLoss, "forward", keep)
+    config = tiny(*overrides, "training.steps_per_epoch=1")
+    volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert seen == {"weights": weights}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +377,11 @@ def test_pretrained_weights_are_for_the_network_that_takes_them(
         (["network.name=laddernet", "network.deep_supervision=true"], "has a single output"),
         (["network.name=laddernet", "network.options.ladders=3"], "Did you mean 'num_ladders'"),
         (["network.name=laddernet", "loss.supervision_weights=dsn"], "has a single output"),
-        (["network.name=unetplusplus", "loss.supervision_weights=[1, 0.5, 0.2]"], "and 3 weights"),
+        (
+            ["network.name=unetplusplus", "loss.supervision_weights=[1, 0.5, 0.2]"],
+            "3 weights .* for",
+        ),
+        (["network.name=unetplusplus", "loss.supervision_target=max"], "all have full resolution"),
         (["network.options.in_channels=3"], "in_channels cannot be set there"),
         (["network.options.strides=[1, 2]"], "strides cannot be set there"),
         (

@@ -44,6 +44,7 @@ class DiceCrossEntropy(nn.Module):
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
         self.dice = SoftDice("softmax", squared_denominator, include_background)
+        self.activation = self.dice.activation
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compare logits with the reference.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.losses.coarsening import average, pick_foreground, subsample
 from volseg.losses.regions import RegionLoss
 from volseg.losses.targets import check_weights, with_channel_axis
@@ -23,7 +23,7 @@ _WEIGHTS: dict[str, Callable[[int], list[float]]] = {
     "same": lambda n: [1.0] * n,
     "dsn": lambda n: [1.0, 0.2, 0.4],
 }
-_TARGETS = ("nearest", "area", "max")
+_TARGETS = ("nearest-exact", "area", "max")
 _RESOLUTIONS = ("native", "full")
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -49,7 +49,7 @@ class MultiLevelLoss(nn.Module):
         loss: nn.Module,
         weights: WeightScheme | Sequence[float] = "halving",
         *,
-        target: Literal["nearest", "area", "max"] = "nearest",
+        target: Literal["nearest-exact", "area", "max"] = "nearest-exact",
         resolution: Literal["native", "full"] = "native",
         decay: float = 1.0,
         normalise: bool = False,
@@ -63,10 +63,10 @@ class MultiLevelLoss(nn.Module):
                 ``"halving"``: halved from output to output, with sum 1. ``"exp"``: the same from
                 1, and at least 1/16. ``"two"``: 1, then 1/2. ``"same"``: 1. ``"dsn"``: 1, 0.2, 0.4
                 for a main output, a finer auxiliary one and a coarser one.
-            target: what a coarser output is compared with, per block of voxels. ``"nearest"``: the
-                voxel in its middle. ``"area"``: the share of each class. ``"max"``: the most
-                frequent foreground class, background only where there is no other. Full
-                resolution needs none of them.
+            target: what a coarser output is compared with, per block of voxels.
+                ``"nearest-exact"``: the voxel in its middle. ``"area"``: the share of each class.
+                ``"max"``: the most frequent foreground class, background only where there is no
+                other. Full resolution needs none of them.
             resolution: ``"native"`` brings the target to each output, ``"full"`` each output to
                 the target by linear interpolation.
             decay: what the weights of all outputs but the first are multiplied with at the end of
@@ -79,14 +79,10 @@ class MultiLevelLoss(nn.Module):
                 range.
         """
         super().__init__()
-        for name, value, known in (
-            ("target", target, _TARGETS),
-            ("resolution", resolution, _RESOLUTIONS),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} '{value}'; expected one of {', '.join(known)}.")
-        if not 0 < decay <= 1:
-            raise ConfigError(f"decay {decay}; expected above 0 and at most 1.")
+        check_choice("target", target, _TARGETS)
+        check_choice("resolution", resolution, _RESOLUTIONS)
+        if not isinstance(decay, (int, float)) or not 0 < decay <= 1:
+            raise ConfigError(f"decay {decay!r}; expected above 0 and at most 1, a number.")
         _check_weights(weights)
         self.loss = loss
         self.weights = weights if isinstance(weights, str) else tuple(weights)
@@ -137,8 +133,8 @@ class MultiLevelLoss(nn.Module):
             weights = list(self.weights)
         if not num_outputs or len(weights) != num_outputs:
             raise ConfigError(
-                f"logits of {num_outputs} levels and {len(weights)} weights ({self.weights}); "
-                "expected one weight per level."
+                f"{len(weights)} weights ({self.weights}) for {num_outputs} outputs in training; "
+                "expected one weight per output."
             )
         total = sum(weights) if self.normalise or self.weights == "halving" else 1.0
         fade = self.decay**self.progress
@@ -159,7 +155,7 @@ class MultiLevelLoss(nn.Module):
 
     def _coarsen(self, target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         size = logits.shape[2:]
-        if self.target == "nearest":
+        if self.target == "nearest-exact":
             return subsample(target, size)
         # The channels of a RegionLoss are not classes.
         num_channels = (
@@ -174,7 +170,10 @@ class MultiLevelLoss(nn.Module):
 
 
 def _check_weights(weights: str | Sequence[float]) -> None:
-    if not isinstance(weights, str):
-        check_weights(f"weights {list(weights)}", weights)
-    elif weights not in _WEIGHTS:
-        raise ConfigError(f"weights '{weights}'; expected one of {', '.join(_WEIGHTS)}.")
+    if isinstance(weights, str):
+        check_choice("weights", weights, _WEIGHTS)
+        return
+    values: object = weights
+    if not isinstance(values, Sequence):
+        raise ConfigError(f"weights {values!r}; expected a rule, or a list of one per output.")
+    check_weights(f"weights {list(weights)}", weights)

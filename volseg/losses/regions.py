@@ -34,14 +34,17 @@ class RegionLoss(nn.Module):
             regions: per channel of the logits, the classes that it stands for; 1 or above.
 
         Raises:
-            ConfigError: no region, or one that is empty, names a class twice or the background.
+            ConfigError: no region, or one that is empty, names a class twice or the background; a
+                loss with softmax.
         """
         super().__init__()
         for classes in regions:
-            if not classes or min(classes) < 1 or len(set(classes)) < len(classes):
-                raise ConfigError(
-                    f"region {list(classes)}; expected one or more different classes from 1."
-                )
+            _check_region(classes)
+        if getattr(loss, "activation", "sigmoid") != "sigmoid":
+            raise ConfigError(
+                f"{type(loss).__name__} with softmax; expected a loss with activation 'sigmoid': a "
+                "voxel may be in several regions. BinaryCrossEntropyDice is one."
+            )
         if not regions:
             raise ConfigError("no regions; expected one or more lists of classes.")
         self.loss = loss
@@ -75,3 +78,12 @@ class RegionLoss(nn.Module):
         channels = [shares[:, list(classes)].sum(1) for classes in self.regions]
         loss: torch.Tensor = self.loss(logits, torch.stack(channels, 1))
         return loss
+
+
+def _check_region(classes: Sequence[int]) -> None:
+    is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
+    are_classes = is_list and all(type(c) is int and c > 0 for c in classes)
+    if not are_classes or not classes or len(set(classes)) < len(classes):
+        raise ConfigError(
+            f"region {classes!r}; expected one or more different classes from 1, as a list."
+        )

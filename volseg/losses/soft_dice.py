@@ -52,8 +52,9 @@ class SoftDice(nn.Module):
         super().__init__()
         if activation not in ("softmax", "sigmoid"):
             raise ConfigError(f"activation '{activation}'; expected softmax or sigmoid.")
-        if not smooth > 0:
-            raise ConfigError(f"smooth {smooth}; expected above 0.")
+        if not isinstance(smooth, (int, float)) or not smooth > 0:
+            raise ConfigError(f"smooth {smooth!r}; expected above 0, a number.")
+        self.activation = activation
         is_sigmoid = activation == "sigmoid"
         if include_background is None:
             include_background = is_sigmoid

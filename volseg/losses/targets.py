@@ -86,5 +86,6 @@ def check_weights(what: str, weights: Sequence[float]) -> None:
     Raises:
         ConfigError: one of these.
     """
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-        raise ConfigError(f"{what}; expected at least 0, and one of them above.")
+    are_numbers = all(isinstance(w, (int, float)) for w in weights)
+    if not are_numbers or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise ConfigError(f"{what}; expected at least 0, and one of them above, as numbers.")

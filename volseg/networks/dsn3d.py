@@ -49,6 +49,8 @@ class DeeplySupervisedNet(SegmentationNetwork):
     [(1, 2, 8, 8, 8), (1, 2, 8, 8, 8)]
     """
 
+    supervised_parts = ("branches",)
+
     def __init__(
         self,
         spatial_dims: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,31 @@ from volseg.networks.layers import (
 from volseg.networks.levels import Levels
 
 
-class PlainEncoder(nn.Module):
+class Encoder(nn.Module):
+    """A stem, then level behind level; the features of each are kept."""
+
+    def __init__(self, levels: Iterable[nn.Module], stem: nn.Module | None = None) -> None:
+        """Keep the levels.
+
+        Args:
+            levels: finest first.
+            stem: what the image passes through first, if anything.
+        """
+        super().__init__()
+        self.stem = stem or nn.Identity()
+        self.levels = nn.ModuleList(levels)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""
+        x = self.stem(x)
+        features: list[torch.Tensor] = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class PlainEncoder(Encoder):
     """A stack of convolutions per level; the first of each level carries its stride."""
 
     def __init__(
@@ -36,22 +60,13 @@ class PlainEncoder(nn.Module):
             levels: widths, strides and kernels.
             num_convs: per level.
         """
-        super().__init__()
-        self.levels = nn.ModuleList(
+        super().__init__(
             ConvStack(style, before, after, num_convs=count, kernel_size=kernel, stride=stride)
             for before, after, stride, kernel, count in _transitions(in_channels, levels, num_convs)
         )
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""
-        features: list[torch.Tensor] = []
-        for level in self.levels:
-            x = level(x)
-            features.append(x)
-        return features
 
-
-class PooledEncoder(nn.Module):
+class PooledEncoder(Encoder):
     """A stack of convolutions per level; behind the finest, each level begins with pooling."""
 
     def __init__(
@@ -72,8 +87,7 @@ class PooledEncoder(nn.Module):
             deep_dropout: probability that a value behind one of the two deepest levels is set to
                 zero in training.
         """
-        super().__init__()
-        self.levels = nn.ModuleList()
+        blocks: list[nn.Module] = []
         for i, (width, kernel) in enumerate(zip(widths, levels.kernel_sizes, strict=True)):
             before = widths[i - 1][-1] if i else in_channels
             level = nn.Sequential(ConvStack(style, before, width, kernel_size=kernel))
@@ -81,18 +95,11 @@ class PooledEncoder(nn.Module):
                 level.insert(0, make_pooling(levels.strides[i], style.spatial_dims))
             if deep_dropout and i >= len(widths) - 2:
                 level.append(nn.Dropout(deep_dropout))
-            self.levels.append(level)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""
-        features: list[torch.Tensor] = []
-        for level in self.levels:
-            x = level(x)
-            features.append(x)
-        return features
+            blocks.append(level)
+        super().__init__(blocks)
 
 
-class ResidualEncoder(nn.Module):
+class ResidualEncoder(Encoder):
     """A convolution, then `ResidualBlock` s per level; the first of each carries the stride."""
 
     def __init__(
@@ -106,10 +113,8 @@ class ResidualEncoder(nn.Module):
             levels: widths, strides and kernels.
             num_blocks: per level.
         """
-        super().__init__()
         first = levels.channels[0]
-        self.stem = Unit(style, in_channels, first, levels.kernel_sizes[0])
-        self.levels = nn.ModuleList(
+        blocks = (
             nn.Sequential(
                 *(
                     ResidualBlock(
@@ -120,15 +125,7 @@ class ResidualEncoder(nn.Module):
             )
             for before, after, stride, kernel, count in _transitions(first, levels, num_blocks)
         )
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Take ``(B, in_channels, *S)``; give the features of every level, finest first."""
-        x = self.stem(x)
-        features: list[torch.Tensor] = []
-        for level in self.levels:
-            x = level(x)
-            features.append(x)
-        return features
+        super().__init__(blocks, stem=Unit(style, in_channels, first, levels.kernel_sizes[0]))
 
 
 class ResidualBlock(nn.Module):
@@ -167,6 +164,12 @@ class ResidualBlock(nn.Module):
         self.conv1 = Unit(style, in_channels, out_channels, kernel_size, stride)
         self.conv2 = Unit(plain, out_channels, out_channels, kernel_size)
         self.activation = make_activation(style.activation)
+
+    def start_as_identity_(self) -> None:
+        """Let the normalisation in front of the sum begin with zeros: the shortcut alone counts."""
+        for name, parameter in self.conv2.named_parameters():
+            if name.startswith("norm."):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Take ``(B, in_channels, *S)``, give ``(B, out_channels, *S / stride)``."""

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from volseg.errors import ConfigError, check_choice
 
+NUM_GROUPS = 8
 LEAKY_SLOPE = 0.01
 """Slope of the leaky ReLU for negative values."""
 
@@ -34,12 +35,14 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 _NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "instance": ("eps", "affine"),
     "batch": ("eps", "affine", "momentum"),
+    "group": ("num_groups", "eps", "affine"),
     "none": (),
 }
 
 NormSpec = str | Sequence[Any]
-"""``"instance"``, ``"batch"`` or ``"none"``; or a pair of such a name and a dict of its options
-(``eps``, ``affine``; ``momentum`` for batch), as in MONAI: ``("batch", {"eps": 1e-3})``."""
+"""``"instance"``, ``"batch"``, ``"group"`` or ``"none"``; or a pair of such a name and a dict of
+its options (``eps``, ``affine``; ``momentum`` for batch, ``num_groups`` for group, by default 8),
+as in MONAI: ``("batch", {"eps": 1e-3})``."""
 Size = int | Sequence[int]
 
 
@@ -157,6 +160,7 @@ _NORM_CHECKS: dict[str, Callable[[str, object], float | bool | None]] = {
     "eps": _check_eps,
     "affine": check_flag,
     "momentum": _check_momentum,
+    "num_groups": check_count,
 }
 
 
@@ -244,13 +248,21 @@ def make_norm(norm: NormSpec, spatial_dims: int, channels: int) -> nn.Module:
         channels: of its input.
 
     Raises:
-        ConfigError: unknown name or option.
+        ConfigError: unknown name or option, or channels that the groups do not divide.
     """
     name, options = split_norm(norm)
     if name == "instance":
         return InstanceNorm(channels, **options)
     if name == "none":
         return nn.Identity()
+    if name == "group":
+        groups = options.pop("num_groups", NUM_GROUPS)
+        if channels % groups:
+            raise ConfigError(
+                f"{channels} channels in {groups} groups; expected a multiple of the groups. Set "
+                'the norm to ["group", {"num_groups": NUMBER}].'
+            )
+        return nn.GroupNorm(groups, channels, **options)
     layer: nn.Module = Norm[Norm.BATCH, spatial_dims](channels, **options)
     return layer
 

@@ -31,13 +31,18 @@ class Levels:
         """Input voxels per voxel of each level and axis."""
         return tuple(itertools.accumulate(self.strides, _multiply))
 
-    @property
-    def smallest_unpadded(self) -> tuple[int, ...]:
-        """Per axis the smallest input of a U-Net whose double convolutions are not padded."""
-        axes = range(len(self.strides[0]))
+    def find_smallest(self, last_kernel: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Per axis the smallest input of a U-Net whose double convolutions are not padded.
+
+        Two voxels are left at the coarsest level, over which a normalisation makes sense.
+
+        Args:
+            last_kernel: of a convolution behind the decoder, if there is one.
+        """
+        needed = last_kernel or (1,) * len(self.strides[0])
         return tuple(
-            next(size for size in itertools.count(1) if self._unpadded_output(size, axis) > 0)
-            for axis in axes
+            next(n for n in itertools.count(1) if self._unpadded_output(n, axis) >= least)
+            for axis, least in enumerate(needed)
         )
 
     def _unpadded_output(self, size: int, axis: int) -> int:
@@ -48,6 +53,8 @@ class Levels:
             size = size // stride - margin
             if size < 1:
                 return size
+        if size < 2:
+            return 0
         for stride, margin in zip(strides[:0:-1], margins[-2::-1], strict=True):
             size = size * stride - margin
             if size < 1:

@@ -7,12 +7,19 @@ in the modules beside this one; activations belong to the loss and to inference.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from volseg.errors import ConfigError
-from volseg.networks.layers import NormSpec, check_count, check_spatial_dims, split_norm
+from volseg.networks.layers import (
+    NormSpec,
+    check_count,
+    check_flag,
+    check_spatial_dims,
+    split_norm,
+)
 
 
 class SegmentationNetwork(nn.Module):
@@ -27,11 +34,14 @@ class SegmentationNetwork(nn.Module):
         in_channels: channels of the input.
         out_channels: classes, background counted.
         divisor: per axis; input sizes must be multiples of it.
-        smallest: per axis; the least size where convolutions are not padded, else 1.
+        smallest: per axis; the least size of an input.
         total_stride: per axis, input voxels per voxel of the coarsest level.
         supervision_strides: per output in training mode, input voxels per logit voxel and axis.
         deep_supervision: see `set_deep_supervision`.
+        supervised_parts: names of the modules that may be there for supervised outputs alone.
     """
+
+    supervised_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -66,7 +76,7 @@ class SegmentationNetwork(nn.Module):
         strides = supervision_strides or ((1,) * self.spatial_dims,)
         self.total_stride = tuple(total_stride)
         self.divisor = tuple(total_stride if divisor is None else divisor)
-        self.smallest = (1,) * self.spatial_dims
+        self.smallest = self.total_stride
         self.supervision_strides = tuple(tuple(stride) for stride in strides)
         self.deep_supervision = len(self.supervision_strides) > 1
         self.coarsest_norm = split_norm(norm)[0]
@@ -77,10 +87,11 @@ class SegmentationNetwork(nn.Module):
         Raises:
             ConfigError: a network that was built with one output shall give several.
         """
+        check_flag("set_deep_supervision", enabled)
         if enabled and len(self.supervision_strides) == 1:
             raise ConfigError(
-                "set_deep_supervision(True) of a network with one output; expected one that was "
-                "built with several. Build it with deep_supervision=True."
+                "set_deep_supervision(True) of a network with one output; expected several. Build "
+                "it with deep_supervision=True, if it has that option, and with enough levels."
             )
         self.deep_supervision = enabled
 

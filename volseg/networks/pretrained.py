@@ -59,7 +59,8 @@ def load_resnet(network: ResNetUNet, path: Path, blocks: Sequence[int]) -> Pretr
         blocks: units per stage of a ResNet of this depth.
 
     Raises:
-        DataError: the file cannot be read, holds more than tensors, or is not of this depth.
+        DataError: the file cannot be read, holds more than tensors, or is of another depth or
+            width.
     """
     state = _read(path)
     found: dict[str, tuple[str, torch.Tensor, torch.Tensor]] = {}
@@ -71,10 +72,16 @@ def load_resnet(network: ResNetUNet, path: Path, blocks: Sequence[int]) -> Pretr
     found = {source: place for source, place in found.items() if _convolution(source) in found}
     stages: Any = network.stages
     expected = [count * len(stages[0].first.convs) for count in blocks]
-    fits = "layer1.0.conv1.weight" in found
-    if not fits or _count_convs(state) != expected:
+    if _count_convs(state) != expected:
         raise DataError(
             f"{path} does not fit; expected the state dict of a torchvision ResNet-{network.depth}."
+        )
+    # The first unit's other convolution also sees the stem, whose width may be its own.
+    if "layer1.0.conv2.weight" not in found:
+        raise DataError(
+            f"{path} does not fit: its first stage has {len(state['layer1.0.conv2.weight'])} "
+            f"channels; expected {stages[0].first.convs[1].conv.out_channels}. Give the network "
+            "the widths of the file."
         )
     with torch.no_grad():
         for _, tensor, value in found.values():

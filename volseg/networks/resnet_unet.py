@@ -60,7 +60,7 @@ class ResNetUNet(SegmentationNetwork):
     Taps are the stem and the activated inputs of the units that halve the resolution. The source
     is the Keras network with ResNet-34; ``first_stage="identity"`` is the variant of it whose
     first unit has no projection. ``stem="k3s1"`` is ours, for volumes, where a stem that divides
-    by 4 loses too much: a convolution of width 3 at full resolution and no pooling, so that stage
+    by 4 loses too much: a convolution of kernel 3 at full resolution and no pooling, so that stage
     1 halves the resolution and the stem's skip is the finest.
 
     References:
@@ -109,7 +109,7 @@ class ResNetUNet(SegmentationNetwork):
             strides: of stem and stages, one or per axis; the pooling carries stage 1's. By default
                 2 each, or 1 and then 2 with the small stem.
             kernel_sizes: of stem and stages, odd, one or per axis. By default 7 and then 3, or 3
-                with the small stem. Decoder levels have that of their tap.
+                with the small stem. Decoder levels have that of their tap, at most 3 at the stem's.
             blocks: units per stage. By default those of `depth`, cut or with the last repeated.
             stem: ``"k7s2pool"`` or ``"k3s1"``.
             first_stage: the first unit of stage 1 has a ``"projection"`` of its input, or adds it
@@ -134,12 +134,14 @@ class ResNetUNet(SegmentationNetwork):
         is_small = stem == "k3s1"
         levels = _make_levels(spatial_dims, channels, strides, kernel_sizes, is_small)
         channels = levels.channels
+        is_instance = split_norm(decoder_norm)[0] == "instance"
         super().__init__(
             spatial_dims,
             in_channels,
             out_channels,
             total_stride=levels.total_strides[-1],
-            norm=norm,
+            # Behind a last stride of 1 the decoder, too, works at the coarsest resolution.
+            norm=decoder_norm if is_instance and set(levels.strides[-1]) == {1} else norm,
         )
         self.depth = int(depth)
         style = Style(spatial_dims, norm, activation, order="NAC", bias=False)
@@ -149,6 +151,8 @@ class ResNetUNet(SegmentationNetwork):
         taps = [channels[0], *(width * EXPANSION[depth] for width in channels[1:])]
         self.final = Unit(dataclasses.replace(style, order="NA"), taps[-1], taps[-1])
         widths = _decoder_widths(decoder_channels, channels[-1], len(channels) - is_small)
+        # The large kernel is the stem's alone.
+        fine_kernel = tuple(min(3, size) for size in levels.kernel_sizes[0])
         self.decoder = nn.ModuleList()
         coarse = taps[-1]
         style = dataclasses.replace(style, norm=decoder_norm, order="CDNA", dropout=dropout)
@@ -156,11 +160,11 @@ class ResNetUNet(SegmentationNetwork):
             level = len(channels) - 1 - index
             up = _make_up(upsampling, spatial_dims, coarse, levels.strides[level])
             skip = taps[level - 1] if level else 0
-            kernel = levels.kernel_sizes[level - 1] if level > 1 or is_small else 3
+            kernel = levels.kernel_sizes[level - 1] if level > 1 or is_small else fine_kernel
             convs = ConvStack(style, coarse + skip, width, kernel_size=kernel)
             self.decoder.append(UpLevel(up, convs))
             coarse = width
-        self.head = make_conv(spatial_dims, widths[-1], self.out_channels, 3)
+        self.head = make_conv(spatial_dims, widths[-1], self.out_channels, fine_kernel)
         initialise_he_(self)
         if pretrained is not None:
             self.load_pretrained(pretrained)
@@ -251,7 +255,7 @@ class PreActivationUnit(nn.Module):
             kernel_size: odd; one or per axis.
             stride: of the unit; one or per axis.
             expansion: 1 for a basic unit, else of a bottleneck.
-            projects: whether the shortcut is a convolution of width 1.
+            projects: whether the shortcut is a convolution of kernel 1.
         """
         super().__init__()
         dims, out_channels = style.spatial_dims, width * expansion

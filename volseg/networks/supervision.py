@@ -10,13 +10,13 @@ from torch import nn
 
 from volseg.errors import ConfigError, check_choice
 from volseg.networks.layers import make_conv, make_deconv
+from volseg.networks.network import SegmentationNetwork
 
 BRANCHES = ("linear", "nearest", "deconv", "none")
-_SUPERVISED_PARTS = ("heads.", "branches.")
 
 
 def strip_supervision(
-    weights: Mapping[str, torch.Tensor], network: nn.Module
+    weights: Mapping[str, torch.Tensor], network: SegmentationNetwork
 ) -> dict[str, torch.Tensor]:
     """Leave out the weights that only the training with deep supervision needed.
 
@@ -38,7 +38,7 @@ def strip_supervision(
     """
     own = network.state_dict()
     strange = [name for name in weights if name not in own]
-    wrong = [name for name in strange if not name.startswith(_SUPERVISED_PARTS)]
+    wrong = [name for name in strange if name.split(".")[0] not in network.supervised_parts]
     wrong += [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     if wrong:
         raise ConfigError(
@@ -58,7 +58,7 @@ def make_branch(
     """Build a classifier of one level.
 
     Args:
-        kind: a convolution of width 1 followed by ``"linear"`` or ``"nearest"`` interpolation to
+        kind: a convolution of kernel 1 followed by ``"linear"`` or ``"nearest"`` interpolation to
             full resolution, or by nothing (``"none"``); or ``"deconv"``, see `DeconvBranch`.
         spatial_dims: 2 or 3.
         in_channels: of the level.

@@ -18,7 +18,7 @@ from torch import nn
 
 from volseg.errors import ConfigError, check_choice
 from volseg.networks.decoder import ConcatLevel
-from volseg.networks.encoder import PlainEncoder, ResidualEncoder
+from volseg.networks.encoder import PlainEncoder, ResidualBlock, ResidualEncoder
 from volseg.networks.layers import (
     LEAKY_SLOPE,
     ConvStack,
@@ -45,7 +45,8 @@ class UNet(SegmentationNetwork):
     Every level halves the size of the one above along the axes where its stride is 2, so that
     anisotropic voxels can become isotropic first. With deep supervision every decoder level but
     the coarsest has a head. nnU-Net gives that one a head too, with weight zero in the loss; the
-    convolutions, their order and their initialisation are otherwise the same.
+    convolutions, their order and their initialisation are otherwise the same. A residual block
+    begins as its shortcut.
 
     References:
         O. Ronneberger, P. Fischer, T. Brox: U-Net: Convolutional Networks for Biomedical Image
@@ -59,6 +60,8 @@ class UNet(SegmentationNetwork):
     >>> network(torch.zeros(1, 1, 24, 32)).shape
     torch.Size([1, 3, 24, 32])
     """
+
+    supervised_parts = ("heads",)
 
     def __init__(  # noqa: PLR0913  # options by keyword
         self,
@@ -144,6 +147,9 @@ class UNet(SegmentationNetwork):
             for i in upwards
         )
         initialise_he_(self, LEAKY_SLOPE)
+        for block in self.modules():
+            if isinstance(block, ResidualBlock):
+                block.start_as_identity_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Segment ``(B, in_channels, *S)``.

@@ -59,6 +59,8 @@ class UNet3d(SegmentationNetwork):
     torch.Size([1, 2, 8, 8, 12])
     """
 
+    supervised_parts = ("branches",)
+
     def __init__(  # noqa: PLR0913  # options by keyword
         self,
         spatial_dims: int,
@@ -125,7 +127,7 @@ class UNet3d(SegmentationNetwork):
         )
         self.supervises_encoder = supervision == "encoder"
         if padding == "valid":
-            self.smallest = levels.smallest_unpadded
+            self.smallest = levels.find_smallest()
         style = Style(spatial_dims, norm, activation, dropout=dropout, padding=padding)
         widths = [(width // 2, width) for width in channels]
         self.encoder = PooledEncoder(style, self.in_channels, levels, widths)

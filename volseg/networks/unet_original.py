@@ -44,7 +44,7 @@ class OriginalUNet(SegmentationNetwork):
     `unet_original` upsamples by a transposed convolution and takes any input size: where pooling
     drops a last odd voxel, the upsampled features are padded (``align="pad"``). The paper has
     convolutions without padding, whose output is smaller than the input; that is
-    ``padding="valid"``. `unet_keras` upsamples by repeated voxels and a convolution of width 2
+    ``padding="valid"``. `unet_keras` upsamples by repeated voxels and a convolution of kernel 2
     padded behind, puts the skip connection first, and drops half the values at the two deepest
     levels. Its source has a convolution to 2 channels with ReLU before the head, which can die
     and narrows more classes than 2; here that is ``penultimate=2``, off by default.
@@ -133,11 +133,12 @@ class OriginalUNet(SegmentationNetwork):
             for i, stride in reversed([*enumerate(levels.strides[1:])])
         )
         width = channels[0] if penultimate is None else int(penultimate)
-        tail = [] if penultimate is None else [Unit(style, channels[0], width)]
+        kernel = levels.kernel_sizes[0]
+        tail = [] if penultimate is None else [Unit(style, channels[0], width, kernel)]
         head = make_conv(spatial_dims, width, self.out_channels)
         self.head = nn.Sequential(*tail, head)
         if padding == "valid":
-            self.smallest = levels.smallest_unpadded
+            self.smallest = levels.find_smallest(None if penultimate is None else kernel)
         initialise_he_(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

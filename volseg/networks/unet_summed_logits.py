@@ -152,7 +152,7 @@ class SummedLogitsUNet(SegmentationNetwork):
 
 
 def _make_decoder(style: Style, levels: Levels) -> nn.ModuleList:
-    """Coarsest level first: upsampling with a unit, a unit on both together, a unit of width 1."""
+    """Coarsest level first: upsampling with a unit, a unit on both together, a unit of kernel 1."""
     return nn.ModuleList(
         ConcatLevel(
             nn.Sequential(

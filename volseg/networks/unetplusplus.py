@@ -71,6 +71,8 @@ class UNetPlusPlus(SegmentationNetwork):
 
     __jit_ignored_attributes__ = ("levels", "options")
 
+    supervised_parts = ("heads",)
+
     def __init__(  # noqa: PLR0913  # options by keyword
         self,
         spatial_dims: int,
@@ -127,9 +129,9 @@ class UNetPlusPlus(SegmentationNetwork):
             norm=norm,
             supervision_strides=((1,) * spatial_dims,) * len(heads),
         )
-        check_choice("mean_of", mean_of, ("logits", "softmax", "sigmoid"))
         self.averages = isinstance(eval_output, str) and eval_output == "mean"
         self.mean_of = mean_of
+        self._check_mean()
         self.eval_head = _find_head(eval_output, heads)
         self.eval_index = heads.index(self.eval_head)
         style = Style(spatial_dims, norm, activation, dropout=dropout)
@@ -176,6 +178,15 @@ class UNetPlusPlus(SegmentationNetwork):
         if supervises:
             return outputs[::-1]
         return average_logits(torch.stack(outputs), self.mean_of) if self.averages else outputs[0]
+
+    def _check_mean(self) -> None:
+        check_choice("mean_of", self.mean_of, ("logits", "softmax", "sigmoid"))
+        if self.mean_of != "logits" and not self.averages:
+            raise ConfigError(
+                f"mean_of '{self.mean_of}' without an average; expected eval_output 'mean'."
+            )
+        if self.mean_of == "softmax" and self.out_channels == 1:
+            raise ConfigError("mean_of 'softmax' with 1 out_channels; expected 'sigmoid'.")
 
     def prune(self, level: int) -> UNetPlusPlus:
         """A smaller network that gives what head number `level` gives, with copies of its weights.

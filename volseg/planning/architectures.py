@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from volseg.errors import ConfigError, check_choice
+
+SupervisionWeights = Literal["halving", "exp", "two", "same", "dsn"] | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Architecture:
             counted (`volseg.networks.cost`) at usual depths and hold within a third.
         has_supervision: whether it can be supervised at several outputs in training.
         is_supervised: whether it is, if nobody says.
+        supervision_weights: of the outputs in training, per number of outputs, where the source
+            has others than halved ones; see `volseg.losses.MultiLevelLoss`.
         options: of the network's constructor, where a plan needs other than the default.
         variants: what an option of a certain value makes of `operations` and `memory`, as factors;
             listed where that is more than a fifth.
@@ -28,6 +32,7 @@ class Architecture:
     memory: float = 1.0
     has_supervision: bool = False
     is_supervised: bool = False
+    supervision_weights: Mapping[int, SupervisionWeights] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[tuple[str, Any], tuple[float, float]] = field(default_factory=dict)
 
@@ -40,7 +45,12 @@ class Architecture:
         return operations, memory
 
 
-_ENCODER_TAPS = {("supervision", "encoder"): (1.25, 1.2)}
+_ENCODER_TAPS: Mapping[tuple[str, Any], tuple[float, float]] = {
+    ("supervision", "encoder"): (1.25, 1.2)
+}
+
+# The sources' running statistics follow by a hundredth per step: too slow for a short training.
+_QUICK = {"momentum": 0.1}
 
 ARCHITECTURES = {
     "unet": Architecture(
@@ -54,13 +64,20 @@ ARCHITECTURES = {
     "unet3d_deep_supervision": Architecture(
         1.09, 1.04, has_supervision=True, is_supervised=True, variants=_ENCODER_TAPS
     ),
-    "dsn3d": Architecture(0.55, 0.6, has_supervision=True, is_supervised=True),
+    "dsn3d": Architecture(
+        0.55,
+        0.6,
+        has_supervision=True,
+        is_supervised=True,
+        supervision_weights={3: "dsn"},
+    ),
     "unet_summed_logits": Architecture(1.45, 1.7),
     "unetplusplus": Architecture(
         3.3,
         3.6,
         has_supervision=True,
         is_supervised=True,
+        supervision_weights={outputs: "same" for outputs in range(2, 17)},
         variants={("form", "keras"): (1.0, 0.8)},
     ),
     # Each ladder beyond the second adds as much again.
@@ -73,10 +90,16 @@ ARCHITECTURES = {
     "resnet_unet": Architecture(
         1.6,
         1.2,
-        options={"stem": "k3s1"},
+        options={
+            "stem": "k3s1",
+            "norm": ["batch", {"eps": 2e-5, **_QUICK}],
+            "decoder_norm": ["batch", {"eps": 1e-3, **_QUICK}],
+        },
         variants={("depth", 18): (0.75, 0.9), ("depth", 50): (1.1, 2.0)},
     ),
-    "hypercolumn_unet": Architecture(3.6, 4.0),
+    "hypercolumn_unet": Architecture(
+        3.6, 4.0, options={"norm": ["batch", {"eps": 1e-3, **_QUICK}]}
+    ),
 }
 
 

@@ -95,9 +95,11 @@ def find_contradiction(plan: Plan, config: Config) -> str | None:
     chosen = config.network
     if "name" in chosen.model_fields_set and chosen.name != network.name:
         return "network.name"
-    if chosen.deep_supervision not in (None, network.deep_supervision):
+    # A plan has no word on the supervision of a network with a single output.
+    if chosen.deep_supervision not in (None, bool(network.deep_supervision)):
         return "network.deep_supervision"
-    for key, option in chosen.options.items():
-        if network.options.get(key) != option:
+    planned = network.model_dump(mode="json")["options"]
+    for key, option in chosen.model_dump(mode="json")["options"].items():
+        if key not in planned or planned[key] != option:
             return f"network.options.{key}"
     return None

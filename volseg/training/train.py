@@ -24,8 +24,10 @@ from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, SegmentationNetwork
+from volseg.networks.pretrained import load_resnet
+from volseg.networks.resnet_unet import BLOCKS
 from volseg.planning import Plan, find_contradiction, write_plan
-from volseg.planning.architectures import choose_supervision
+from volseg.planning.architectures import choose_supervision, find_architecture
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
 from volseg.run_folder import LAST, RunFolder, open_fold, open_run, open_splits, select_cases
@@ -145,7 +147,7 @@ def prepare_training(
         plan = _read_plan(run, dataset, config, resume)
         machine = measure_machine(device, plan.spatial_dims)
     else:
-        check = partial(check_network, config=config, num_classes=dataset.classes.num_classes)
+        check = partial(check_training, config=config, num_classes=dataset.classes.num_classes)
         planned = write_plan(run, dataset, config, partial(measure_machine, device), check)
         plan, machine = planned.plan, planned.machine
     if not run.splits.exists():
@@ -170,19 +172,35 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
             "that file, or choose another folder to plan again."
         )
     try:
-        check_network(plan, config, dataset.classes.num_classes)
+        check_network(plan, dataset.classes.num_classes)
     except ConfigError as error:
         raise ConfigError(f"{run.plan}: {error}") from error
+    if not resume:
+        check_training(plan, config, dataset.classes.num_classes)
     logger.info("plan: using %s", run.plan)
     return plan
 
 
-def check_network(plan: Plan, config: Config, num_classes: int) -> None:
-    """Refuse a network, its options and its supervision before anything is prepared for them.
+def check_training(plan: Plan, config: Config, num_classes: int) -> None:
+    """Refuse what a new training cannot follow, before anything is prepared for it.
 
     Raises:
-        ConfigError: the network refuses an option or the patch, gives another size than the
-            patch's, or cannot be supervised or begin as the configuration says.
+        ConfigError: the network refuses its options or the patch, or cannot be supervised or begin
+            as the configuration says.
+        DataError: the pretrained weights do not fit.
+    """
+    network = check_network(plan, num_classes)
+    check_supervision(network, plan.network.name, config.loss)
+    if config.network.pretrained is not None:
+        check_pretrained(network, config.network.pretrained, plan.network.name)
+
+
+def check_network(plan: Plan, num_classes: int) -> SegmentationNetwork:
+    """The planned network without values, in eval mode, if it takes the planned patch.
+
+    Raises:
+        ConfigError: the network refuses an option or the patch, or gives another size than the
+            patch's.
     """
     with torch.device("meta"):
         network = build_planned_network(plan, num_classes).eval()
@@ -192,18 +210,38 @@ def check_network(plan: Plan, config: Config, num_classes: int) -> None:
             f"network '{plan.network.name}' turns a patch of {plan.patch} into {tuple(size)}; "
             "expected the same size. Leave out its options for unpadded or cropped features."
         )
-    outputs = len(network.supervision_strides)
-    chosen = {key for key in config.loss.model_fields_set if key.startswith("supervision_")}
-    changed = [key for key in chosen if getattr(config.loss, key) != getattr(LossConfig(), key)]
-    if outputs == 1 and changed:
+    return network
+
+
+def check_supervision(network: SegmentationNetwork, name: str, config: LossConfig) -> None:
+    """Refuse settings of the supervision that the network has no use for.
+
+    Raises:
+        ConfigError: it has a single output, outputs at full resolution only, or another number of
+            them than weights.
+    """
+    strides = network.supervision_strides
+    changed = {
+        key
+        for key, value in config.model_dump().items()
+        if key.startswith("supervision_") and value != getattr(LossConfig(), key)
+    }
+    if len(strides) == 1 and changed:
         raise ConfigError(
-            f"loss.{changed[0]} with network '{plan.network.name}', which has a single output in "
-            "training. Leave it out."
+            f"loss.{min(changed)} with network '{name}', which has a single output in training. "
+            "Leave it out."
         )
-    if outputs > 1:
-        _make_loss(config.loss).check_outputs(outputs)
-    if config.network.pretrained is not None:
-        check_pretrained(network, config.network.pretrained, plan.network.name)
+    idle = changed & {"supervision_target", "supervision_resolution"}
+    if idle and all(set(stride) == {1} for stride in strides):
+        raise ConfigError(
+            f"loss.{min(idle)} with network '{name}', whose outputs in training all have full "
+            "resolution. Leave it out."
+        )
+    if len(strides) > 1:
+        try:
+            _make_loss(config, name, len(strides)).check_outputs(len(strides))
+        except ConfigError as error:
+            raise ConfigError(f"loss.supervision_weights: {error}") from error
 
 
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
@@ -294,14 +332,18 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     else:
         minutes = training.minutes or DEFAULT_MINUTES
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
-    loss = _make_loss(config.loss)
+    loss = _make_loss(config.loss, setting.plan.network.name, len(network.supervision_strides))
     return make_learner(network, loss, setting.device, budget, config.optimizer, training.seed)
 
 
-def _make_loss(config: LossConfig) -> MultiLevelLoss:
+def _make_loss(config: LossConfig, name: str, outputs: int) -> MultiLevelLoss:
+    """For the outputs of network `name`, weighted as its source does unless the user says."""
+    weights = config.supervision_weights
+    if weights is None:
+        weights = find_architecture(name).supervision_weights.get(outputs, "halving")
     return MultiLevelLoss(
         DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight),
-        config.supervision_weights,
+        weights,
         target=config.supervision_target,
         resolution=config.supervision_resolution,
         decay=config.supervision_decay,
@@ -313,6 +355,7 @@ def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None
 
     Raises:
         ConfigError: another network, or no such file.
+        DataError: the file cannot be read or does not fit.
     """
     if not isinstance(network, ResNetUNet):
         raise ConfigError(
@@ -321,6 +364,7 @@ def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None
         )
     if not Path(path).is_file():
         raise ConfigError(f"network.pretrained {path} does not exist; expected a state dict.")
+    load_resnet(network, Path(path), BLOCKS[network.depth])
 
 
 def _resumable_parts(learner: Learner) -> dict[str, object]:
