@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -81,7 +82,7 @@ class MultiLevelLoss(nn.Module):
         super().__init__()
         check_choice("target", target, _TARGETS)
         check_choice("resolution", resolution, _RESOLUTIONS)
-        if not isinstance(decay, (int, float)) or not 0 < decay <= 1:
+        if not isinstance(decay, numbers.Real) or not 0 < decay <= 1:
             raise ConfigError(f"decay {decay!r}; expected above 0 and at most 1, a number.")
         _check_weights(weights)
         self.loss = loss

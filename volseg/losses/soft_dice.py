@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Literal
 
 import torch
@@ -52,7 +53,7 @@ class SoftDice(nn.Module):
         super().__init__()
         if activation not in ("softmax", "sigmoid"):
             raise ConfigError(f"activation '{activation}'; expected softmax or sigmoid.")
-        if not isinstance(smooth, (int, float)) or not smooth > 0:
+        if not isinstance(smooth, numbers.Real) or not smooth > 0:
             raise ConfigError(f"smooth {smooth!r}; expected above 0, a number.")
         self.activation = activation
         is_sigmoid = activation == "sigmoid"

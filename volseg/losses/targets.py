@@ -7,6 +7,7 @@ in [0, 1].
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -86,6 +87,6 @@ def check_weights(what: str, weights: Sequence[float]) -> None:
     Raises:
         ConfigError: one of these.
     """
-    are_numbers = all(isinstance(w, (int, float)) for w in weights)
+    are_numbers = all(isinstance(w, numbers.Real) and not isinstance(w, bool) for w in weights)
     if not are_numbers or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise ConfigError(f"{what}; expected at least 0, and one of them above, as numbers.")

@@ -237,9 +237,10 @@ def check_supervision(network: SegmentationNetwork, name: str, config: LossConfi
             f"loss.{min(idle)} with network '{name}', whose outputs in training all have full "
             "resolution. Leave it out."
         )
+    loss = _make_loss(config, name, len(strides))
     if len(strides) > 1:
         try:
-            _make_loss(config, name, len(strides)).check_outputs(len(strides))
+            loss.check_outputs(len(strides))
         except ConfigError as error:
             raise ConfigError(f"loss.supervision_weights: {error}") from error
 
