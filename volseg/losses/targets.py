@@ -77,6 +77,11 @@ def to_channels(
     return (target == classes.reshape(-1, *[1] * (target.dim() - 2))).to(dtype)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number (numpy's too, but no bool)."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_weights(what: str, weights: Sequence[float]) -> None:
     """Refuse weights that are negative, not finite, or all zero.
 
@@ -87,6 +92,6 @@ def check_weights(what: str, weights: Sequence[float]) -> None:
     Raises:
         ConfigError: one of these.
     """
-    are_numbers = all(isinstance(w, numbers.Real) and not isinstance(w, bool) for w in weights)
+    are_numbers = all(is_number(weight) for weight in weights)
     if not are_numbers or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise ConfigError(f"{what}; expected at least 0, and one of them above, as numbers.")
