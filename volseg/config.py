@@ -107,6 +107,14 @@ Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+class DataConfig(Record):
+    """What the user says about the labels, beside what the dataset declares."""
+
+    regions: dict[str, tuple[int, ...]] | None = None
+    """Label values of unions of classes that are segmented as a whole and may overlap, by name;
+    {} for none where the dataset declares some."""
+
+
 class PlanConfig(Record):
     """What the user fixes of the plan; anything left out is chosen by the planner."""
 
@@ -206,6 +214,7 @@ class TrainingConfig(Record):
 class Config(Record):
     """Everything that a user may set for a training."""
 
+    data: DataConfig = DataConfig()
     plan: PlanConfig = PlanConfig()
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()

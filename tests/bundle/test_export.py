@@ -128,7 +128,7 @@ def make_run(run: Path, name: str, folder: Path) -> torch.nn.Module:
     config = load_config(None, [*TINY, f"network.name={name}"])
     fingerprint = Fingerprint.read_json(run / "fingerprint.json")
     plan = make_plan(fingerprint, describe_cpu(), config, num_classes=3).plan
-    network = build_planned_network(plan, num_classes=3)
+    network = build_planned_network(plan, num_outputs=3)
     network.train()(torch.randn(2, 1, *plan.patch))  # Running statistics are part of the weights.
     folder.mkdir()
     shutil.copy(run / "dataset.json", folder)

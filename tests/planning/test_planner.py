@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from volseg.config import Config, load_config, with_length
+from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.networks import list_networks
 from volseg.planning import Fingerprint, Machine, NetworkPlan, Plan, make_plan
@@ -247,4 +248,4 @@ def test_shipped_configs_fit_every_network(path: Path, name: str) -> None:
     config = load_config(path, [f"network.name={name}"])
     plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
     assert plan.network.name == name
-    check_training(plan, config, num_classes=3)
+    check_training(plan, config, Classes(names=("background", "a", "b"), values=(0, 1, 2)))

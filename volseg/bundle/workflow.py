@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.inference.model import BUNDLE_WEIGHTS, ModelFacts
-from volseg.inference.windows import OVERLAP, SIGMA_SCALE
+from volseg.inference.windows import OVERLAP, SIGMA_SCALE, region_decoding
 from volseg.planning.plan import Plan
 
 
@@ -27,7 +28,7 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
         "inferer": _inferer(plan),
         "postprocessing": {
             "_target_": "Compose",
-            "transforms": _postprocessing(classes.values, str(classes.dtype)),
+            "transforms": _postprocessing(classes),
         },
         **_EVALUATION,
     }
@@ -96,7 +97,7 @@ def _network(facts: ModelFacts) -> dict[str, Any]:
         "name": plan.network.name,
         "spatial_dims": plan.spatial_dims,
         "in_channels": len(plan.normalisation),
-        "out_channels": facts.classes.num_classes,
+        "out_channels": facts.classes.num_outputs,
         **plan.network.keywords(),
     }
 
@@ -162,7 +163,8 @@ def _normalisation(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]:
+def _postprocessing(classes: Classes) -> list[dict[str, Any]]:
+    values, dtype = classes.values, str(classes.dtype)
     decode = {
         "_target_": "MapLabelValued",
         "keys": "pred",
@@ -179,6 +181,7 @@ def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]
             "nearest_interp": False,
             "to_tensor": True,
         },
+        *_region_decoding(classes),
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
         *([decode] if list(values) != list(range(len(values))) else []),
         {
@@ -191,3 +194,15 @@ def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]
             "resample": False,
         },
     ]
+
+
+def _region_decoding(classes: Classes) -> list[dict[str, Any]]:
+    """From logits of regions to scores of classes, as `volseg.inference` does."""
+    if not classes.regions:
+        return []
+    weights, offsets = region_decoding(classes)
+    func = (
+        f"$lambda x: torch.tensordot(torch.tensor({weights}, dtype=x.dtype, device=x.device), x, 1)"
+        f" + torch.tensor({offsets}, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1)"
+    )
+    return [{"_target_": "Lambdad", "keys": "pred", "func": func, "track_meta": True}]

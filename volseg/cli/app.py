@@ -76,6 +76,9 @@ def check(dataset: DatasetPath, as_json: AsJson = False) -> None:
             )
         classes = found.classes
         named = ", ".join(f"{n}={v}" for n, v in zip(classes.names, classes.values, strict=True))
+        if classes.regions:
+            regions = ", ".join(f"{r.name}={list(r.values)}" for r in classes.regions)
+            named = f"{named}; regions {regions}"
         typer.echo(
             f"{found.name}: {found.layout} layout, {len(found.cases)} labelled and "
             f"{len(found.unlabelled)} unlabelled cases; channels {', '.join(found.channels)}; "

@@ -5,6 +5,7 @@ A `Dataset` is found by `volseg.data.layouts.find_dataset` and stored as ``datas
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,24 @@ class Case(Record):
     patient_id: str
 
 
+class Region(Record):
+    """A union of classes that is segmented as a whole, such as a tumour with its core."""
+
+    name: str
+    values: tuple[int, ...]
+    """Label values of its classes."""
+
+
 class Classes(Record):
     """Class names and the values that stand for them in label files; index 0 is background.
 
-    Networks see consecutive indices ``0..num_classes-1``; files keep their own values.
+    Networks see consecutive indices ``0..num_classes-1``; files keep their own values. With
+    `regions`, which may overlap, a network has one output for each of them instead.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
+    regions: tuple[Region, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Classes:
@@ -44,12 +55,51 @@ class Classes(Record):
             raise ValueError("every class needs one name and one value of its own")
         if len(self.values) < 2:
             raise ValueError("expected background and at least one class")
+        self._check_regions()
         return self
+
+    def _check_regions(self) -> None:
+        for region in self.regions:
+            if not region.values or not set(region.values) <= set(self.values[1:]):
+                raise ValueError(
+                    f"region '{region.name}' has the values {list(region.values)}; expected some "
+                    f"of {sorted(self.values[1:])}"
+                )
+        if len({region.name for region in self.regions}) < len(self.regions):
+            raise ValueError("two regions have the same name; rename one")
+
+    def find_merged(self) -> list[tuple[str, str]]:
+        """Pairs of classes that the regions do not tell apart: the first one is predicted."""
+        first: dict[tuple[bool, ...], str] = {}
+        merged = []
+        for name, value in zip(self.names[1:], self.values[1:], strict=True):
+            membership = tuple(value in region.values for region in self.regions)
+            other = first.setdefault(membership, name)
+            if any(membership) and other != name:
+                merged.append((other, name))
+        return merged
 
     @property
     def num_classes(self) -> int:
         """Number of classes, background counted."""
         return len(self.names)
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of a network's logits: one per region, or one per class."""
+        return len(self.regions) or self.num_classes
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What each channel of a network's logits stands for."""
+        return tuple(region.name for region in self.regions) or self.names
+
+    @property
+    def region_indices(self) -> tuple[tuple[int, ...], ...]:
+        """Class indices of each region."""
+        return tuple(
+            tuple(self.values.index(value) for value in region.values) for region in self.regions
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -105,3 +155,18 @@ class Dataset(Record):
     cases: tuple[Case, ...]
     unlabelled: tuple[Case, ...] = ()
     splits: tuple[Split, ...] = ()
+
+    def with_regions(self, regions: Mapping[str, Sequence[int]] | None) -> Dataset:
+        """The same with other regions: those that the user names, none if empty.
+
+        Args:
+            regions: label values by name; None keeps what the dataset declares.
+
+        Raises:
+            ConfigError: an unknown label value, or two regions of one name.
+        """
+        if regions is None:
+            return self
+        named = [{"name": name, "values": tuple(values)} for name, values in regions.items()]
+        classes = Classes.parse({**self.classes.model_dump(), "regions": named}, "data.regions")
+        return self.model_copy(update={"classes": classes})

@@ -22,7 +22,7 @@ from volseg.atomic import write_text
 from volseg.config import Record
 from volseg.data.cases import Classes
 from volseg.errors import DataError, VolsegError
-from volseg.evaluation.metrics import Overlap, compute_voxel_ml, count_overlaps
+from volseg.evaluation.metrics import Overlap, compute_voxel_ml, count_overlap, count_overlaps
 from volseg.images import IMAGE_SUFFIXES, image_stem, read_labels
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ _MAX_READERS = 8
 
 
 class CaseClassMetrics(Record):
-    """How well one class was found in one case: a row of ``metrics.csv``."""
+    """How well one class, or region, was found in one case: a row of ``metrics.csv``."""
 
     case_id: str
     class_name: str
-    value: int
-    """Value of the class in the label files."""
+    value: int | None
+    """Value of the class in the label files; None for a region, which has several."""
     dice: float | None
     """None if the class is absent from both prediction and reference."""
     reference_voxels: int
@@ -48,10 +48,10 @@ class CaseClassMetrics(Record):
 
 
 class ClassSummary(Record):
-    """Dice of one class over the cases."""
+    """Dice of one class, or region, over the cases."""
 
     class_name: str
-    value: int
+    value: int | None
     mean_dice: float | None
     """None if no case counts."""
     std_dice: float | None
@@ -120,8 +120,9 @@ def evaluate(
         predictions: folder of label files.
         references: folder of label files, or the reference file of each case id.
         output: folder for ``metrics.csv`` and ``summary.json``; None to write nothing.
-        classes: names and values to score, the first being background. By default every value
-            found in any file other than 0, named by its value.
+        classes: names and values to score, the first being background; with regions, these are
+            scored instead. By default every value found in any file other than 0, named by its
+            value.
 
     Raises:
         DataError: a folder is absent, holds two files for one case, or nothing matches.
@@ -184,6 +185,7 @@ def _describe_no_match(
 @dataclass(frozen=True)
 class _Score:
     overlaps: dict[int, Overlap]
+    regions: dict[str, Overlap]
     voxel_ml: float | None
 
 
@@ -221,7 +223,13 @@ def _score_case(prediction: Path, reference: Path, classes: Classes | None) -> _
     background = classes.values[0] if classes else 0
     overlaps = count_overlaps(predicted.array, known.array, background)
     _check_values(prediction, reference, overlaps, classes)
-    return _Score(overlaps, compute_voxel_ml(known.geometry))
+    regions = {
+        region.name: count_overlap(
+            np.isin(predicted.array, region.values), np.isin(known.array, region.values)
+        )
+        for region in (classes.regions if classes else ())
+    }
+    return _Score(overlaps, regions, compute_voxel_ml(known.geometry))
 
 
 def _check_values(
@@ -247,17 +255,22 @@ def _find_classes(scored: Mapping[str, _Score]) -> Classes | None:
 def _make_rows(
     scored: Mapping[str, _Score], classes: Classes | None
 ) -> tuple[CaseClassMetrics, ...]:
-    """One row for each case and class but background, cases in order."""
+    """One row for each case and class but background, or region, cases in order."""
     foreground = list(zip(classes.names, classes.values, strict=True))[1:] if classes else []
+    if classes and classes.regions:
+        foreground = []
     return tuple(
-        _make_row(case_id, name, value, score.overlaps.get(value, Overlap()), score.voxel_ml)
+        _make_row(case_id, name, value, overlap, score.voxel_ml)
         for case_id, score in scored.items()
-        for name, value in foreground
+        for name, value, overlap in (
+            *((name, None, overlap) for name, overlap in score.regions.items()),
+            *((name, value, score.overlaps.get(value, Overlap())) for name, value in foreground),
+        )
     )
 
 
 def _make_row(
-    case_id: str, name: str, value: int, overlap: Overlap, voxel_ml: float | None
+    case_id: str, name: str, value: int | None, overlap: Overlap, voxel_ml: float | None
 ) -> CaseClassMetrics:
     is_empty = overlap.reference_voxels == overlap.prediction_voxels == 0
     return CaseClassMetrics(
@@ -273,13 +286,13 @@ def _make_row(
 
 
 def _summarise(rows: Sequence[CaseClassMetrics]) -> tuple[ClassSummary, ...]:
-    by_class: dict[tuple[str, int], list[float | None]] = {}
+    by_class: dict[tuple[str, int | None], list[float | None]] = {}
     for row in rows:
         by_class.setdefault((row.class_name, row.value), []).append(row.dice)
     return tuple(_summarise_class(*key, dice) for key, dice in by_class.items())
 
 
-def _summarise_class(name: str, value: int, dice: Sequence[float | None]) -> ClassSummary:
+def _summarise_class(name: str, value: int | None, dice: Sequence[float | None]) -> ClassSummary:
     counted = [item for item in dice if item is not None]
     return ClassSummary(
         class_name=name,

@@ -19,7 +19,7 @@ from volseg.geometry import Geometry
 from volseg.images import Image, from_nibabel, write_image, write_labels
 from volseg.inference.model import Checkpoint, Model, load_model
 from volseg.inference.native_grid import restore_classes, restore_probabilities
-from volseg.inference.windows import predict_scores
+from volseg.inference.windows import predict_scores, to_class_scores
 
 PathLike = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ class Segmentation:
         labels: (*S) label values as in the training data, in the source's axis order.
         geometry: the source's grid.
         classes: names and values.
-        probabilities: (K, *S) float32, only if asked for.
+        probabilities: (K, *S) float32 of the classes, or of the regions, only if asked for.
     """
 
     labels: NDArray[Any]
@@ -45,7 +45,7 @@ class Segmentation:
         write_labels(Path(path), self.labels, self.geometry)
 
     def save_probabilities(self, path: PathLike) -> None:
-        """Write the probabilities, one channel per class.
+        """Write the probabilities, one channel per class or region.
 
         Raises:
             ValueError: the prediction was made without them.
@@ -83,7 +83,7 @@ class Predictor:
         Args:
             image: a path; a sequence of paths, one per channel; a nibabel image; or a pair of an
                 array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine (index to RAS+ mm).
-            probabilities: also keep the probability of each class.
+            probabilities: also keep the probability of each class or region.
 
         Raises:
             DataError: the image is bad or has not the model's channels.
@@ -91,14 +91,17 @@ class Predictor:
         source = self._read(image)
         plan, classes = self.model.facts.plan, self.model.facts.classes
         prepared = prepare(source, plan)
-        scores = predict_scores(self.model.networks, prepared.image, plan.patch, self.model.device)
-        kept = None
-        if probabilities:
-            is_logits = len(self.model.networks) == 1
-            kept = restore_probabilities(
-                scores.softmax(0) if is_logits else scores, prepared.placement
-            )
-        labels = classes.decode(restore_classes(scores, prepared.placement))
+        scores = predict_scores(
+            self.model.networks,
+            prepared.image,
+            plan.patch,
+            self.model.device,
+            overlapping=bool(classes.regions),
+        )
+        kept = restore_probabilities(scores, prepared.placement, classes) if probabilities else None
+        labels = classes.decode(
+            restore_classes(to_class_scores(scores, classes), prepared.placement)
+        )
         return Segmentation(labels, source.geometry, classes, kept)
 
     def _read(self, image: Any) -> Image:

@@ -29,7 +29,7 @@ def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
         DataError: the dataset cannot be used.
     """
     choose_supervision(config.network.name, config.network.deep_supervision)
-    found = find_dataset(dataset)
+    found = find_dataset(dataset).with_regions(config.data.regions)
     run = open_run(output, found)
     if run.plan.exists():
         raise ConfigError(f"{run.plan} exists; nothing was changed. Remove it to plan again.")
@@ -59,7 +59,7 @@ def write_plan(
         fingerprint = compute_fingerprint(dataset, update)
     fingerprint.write_json(run.fingerprint)
     machine = measure(fingerprint.spatial_dims)
-    planned = make_plan(fingerprint, machine, config, dataset.classes.num_classes)
+    planned = make_plan(fingerprint, machine, config, dataset.classes.num_outputs)
     if check is not None:
         check(planned.plan)
     planned.plan.write_yaml(run.plan, planned.reasons)

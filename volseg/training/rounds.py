@@ -14,6 +14,7 @@ from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.data.cache import CachedCase
+from volseg.data.cases import Classes
 from volseg.evaluation.pictures import draw_progress
 from volseg.planning import Plan
 from volseg.progress import Update
@@ -35,18 +36,19 @@ class Validator:
 
     cases: Sequence[CachedCase]
     plan: Plan
-    class_names: Sequence[str]
+    classes: Classes
     device: torch.device
 
     def measure(self, network: nn.Module) -> dict[str, Any]:
-        """Mean Dice and Dice by class; None where no case has the class."""
+        """Mean Dice and Dice by class or region; None where no case has it."""
         if not self.cases:
             return {}
-        dice = validate(network, self.cases, self.plan, self.device)
+        dice = validate(network, self.cases, self.plan, self.classes, self.device)
+        names = self.classes.output_names[0 if self.classes.regions else 1 :]
         known = [value for value in dice if math.isfinite(value)]
         by_class = {
             name: value if math.isfinite(value) else None
-            for name, value in zip(self.class_names, dice, strict=True)
+            for name, value in zip(names, dice, strict=True)
         }
         mean = sum(known) / len(known) if known else None
         return {"val_dice": mean, "val_dice_by_class": by_class}

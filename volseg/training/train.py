@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Dataset
+from volseg.data.cases import Classes, Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
 from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
-from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.losses import BinaryCrossEntropyDice, DiceCrossEntropy, MultiLevelLoss, RegionLoss
 from volseg.networks import ResNetUNet, SegmentationNetwork
 from volseg.networks.pretrained import load_resnet
 from volseg.networks.resnet_unet import BLOCKS
@@ -140,20 +140,27 @@ def prepare_training(
 ) -> Setting:
     """Find the cases, open the run, plan or take up the plan, split."""
     choose_supervision(config.network.name, config.network.deep_supervision)
-    dataset = find_dataset(path)
+    dataset = find_dataset(path).with_regions(config.data.regions)
+    for kept, other in dataset.classes.find_merged():
+        logger.warning(
+            "classes %s and %s are in the same regions: predictions will say %s for both",
+            kept,
+            other,
+            kept,
+        )
     run = open_run(output, dataset)
     splits = open_splits(run, dataset, config)
     if run.plan.exists():
         plan = _read_plan(run, dataset, config, resume)
         machine = measure_machine(device, plan.spatial_dims)
     else:
-        check = partial(check_training, config=config, num_classes=dataset.classes.num_classes)
+        check = partial(check_training, config=config, classes=dataset.classes)
         planned = write_plan(run, dataset, config, partial(measure_machine, device), check)
         plan, machine = planned.plan, planned.machine
     if not run.splits.exists():
         write_splits(run.splits, splits)
-    num_classes = dataset.classes.num_classes
-    cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_classes)
+    num_outputs = dataset.classes.num_outputs
+    cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_outputs)
     step_seconds = cost.step_seconds(machine, plan.batch_size)
     return Setting(run, dataset, plan, splits, config, step_seconds, device)
 
@@ -172,16 +179,16 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
             "that file, or choose another folder to plan again."
         )
     try:
-        check_network(plan, dataset.classes.num_classes)
+        check_network(plan, dataset.classes)
     except ConfigError as error:
         raise ConfigError(f"{run.plan}: {error}") from error
     if not resume:
-        check_training(plan, config, dataset.classes.num_classes)
+        check_training(plan, config, dataset.classes)
     logger.info("plan: using %s", run.plan)
     return plan
 
 
-def check_training(plan: Plan, config: Config, num_classes: int) -> None:
+def check_training(plan: Plan, config: Config, classes: Classes) -> None:
     """Refuse what a new training cannot follow, before anything is prepared for it.
 
     Raises:
@@ -189,13 +196,13 @@ def check_training(plan: Plan, config: Config, num_classes: int) -> None:
             as the configuration says.
         DataError: the pretrained weights do not fit.
     """
-    network = check_network(plan, num_classes)
-    check_supervision(network, plan.network.name, config.loss)
+    network = check_network(plan, classes)
+    check_supervision(network, plan.network.name, config.loss, classes)
     if config.network.pretrained is not None:
         check_pretrained(network, config.network.pretrained, plan.network.name)
 
 
-def check_network(plan: Plan, num_classes: int) -> SegmentationNetwork:
+def check_network(plan: Plan, classes: Classes) -> SegmentationNetwork:
     """The planned network without values, in eval mode, if it takes the planned patch.
 
     Raises:
@@ -203,7 +210,7 @@ def check_network(plan: Plan, num_classes: int) -> SegmentationNetwork:
             patch's.
     """
     with torch.device("meta"):
-        network = build_planned_network(plan, num_classes).eval()
+        network = build_planned_network(plan, classes.num_outputs).eval()
         size = network(torch.zeros(1, network.in_channels, *plan.patch)).shape[2:]
     if tuple(size) != plan.patch:
         raise ConfigError(
@@ -213,7 +220,9 @@ def check_network(plan: Plan, num_classes: int) -> SegmentationNetwork:
     return network
 
 
-def check_supervision(network: SegmentationNetwork, name: str, config: LossConfig) -> None:
+def check_supervision(
+    network: SegmentationNetwork, name: str, config: LossConfig, classes: Classes
+) -> None:
     """Refuse settings of the supervision that the network has no use for.
 
     Raises:
@@ -239,7 +248,7 @@ def check_supervision(network: SegmentationNetwork, name: str, config: LossConfi
         )
     if len(strides) > 1:
         try:
-            _make_loss(config, name, len(strides)).check_outputs(len(strides))
+            _make_loss(config, name, len(strides), classes).check_outputs(len(strides))
         except ConfigError as error:
             raise ConfigError(f"loss.supervision_weights: {error}") from error
 
@@ -287,7 +296,7 @@ def _make_validator(
         )
         counters.validation, counters.validate_every = [case.case_id for case in chosen], every
     kept = [case for case in cases if case.case_id in counters.validation]
-    return Validator(kept, plan, setting.dataset.classes.names[1:], setting.device)
+    return Validator(kept, plan, setting.dataset.classes, setting.device)
 
 
 def _make_loader(
@@ -324,7 +333,7 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     """Network with weights that depend on seed and fold only, its loss and its budget."""
     training = config.training
     torch.manual_seed(training.seed * 100 + fold)
-    network = build_planned_network(setting.plan, setting.dataset.classes.num_classes)
+    network = build_planned_network(setting.plan, setting.dataset.classes.num_outputs)
     if config.network.pretrained and not resume and isinstance(network, ResNetUNet):
         network.load_pretrained(config.network.pretrained)
     if training.epochs:
@@ -332,17 +341,24 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     else:
         minutes = training.minutes or DEFAULT_MINUTES
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
-    loss = _make_loss(config.loss, setting.plan.network.name, len(network.supervision_strides))
+    outputs = len(network.supervision_strides)
+    loss = _make_loss(config.loss, setting.plan.network.name, outputs, setting.dataset.classes)
     return make_learner(network, loss, setting.device, budget, config.optimizer, training.seed)
 
 
-def _make_loss(config: LossConfig, name: str, outputs: int) -> MultiLevelLoss:
+def _make_loss(config: LossConfig, name: str, outputs: int, classes: Classes) -> MultiLevelLoss:
     """For the outputs of network `name`, weighted as its source does unless the user says."""
     weights = config.supervision_weights
     if weights is None:
         weights = find_architecture(name).supervision_weights.get(outputs, "halving")
+    loss: nn.Module
+    if classes.regions:
+        terms = BinaryCrossEntropyDice(config.cross_entropy_weight, config.dice_weight)
+        loss = RegionLoss(terms, classes.region_indices)
+    else:
+        loss = DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight)
     return MultiLevelLoss(
-        DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight),
+        loss,
         weights,
         target=config.supervision_target,
         resolution=config.supervision_resolution,

@@ -10,21 +10,26 @@ from numpy.typing import NDArray
 from torch import nn
 
 from volseg.data.cache import CachedCase
-from volseg.inference.windows import predict_scores
+from volseg.data.cases import Classes
+from volseg.inference.windows import predict_scores, to_class_scores
 from volseg.planning.plan import Plan
 
 
 def validate(
-    network: nn.Module, cases: Sequence[CachedCase], plan: Plan, device: torch.device
+    network: nn.Module,
+    cases: Sequence[CachedCase],
+    plan: Plan,
+    classes: Classes,
+    device: torch.device,
 ) -> list[float]:
-    """Mean Dice per foreground class over `cases`; nan for a class that no case has.
+    """Mean Dice per region, or per foreground class, over `cases`; nan where no case has it.
 
     A case counts for a class unless reference and prediction are both empty, as in
     `volseg.evaluation`. Leaves the network in the mode it was in.
     """
     was_training = network.training
     network.eval()
-    rows = [_case_dice(network, case, plan, device) for case in cases]
+    rows = [_case_dice(network, case, plan, classes, device) for case in cases]
     network.train(was_training)
     dice = np.stack(rows)
     counted = np.isfinite(dice)
@@ -34,16 +39,17 @@ def validate(
 
 
 def _case_dice(
-    network: nn.Module, case: CachedCase, plan: Plan, device: torch.device
+    network: nn.Module, case: CachedCase, plan: Plan, classes: Classes, device: torch.device
 ) -> NDArray[np.float64]:
     image = torch.from_numpy(case.image.astype(np.float32))
     scores = predict_scores([network], image, plan.patch, device)
-    predicted = scores.argmax(0).numpy()
-    num_classes = len(scores)
-    counts = [
-        np.bincount(array.ravel(), minlength=num_classes)[1:]
-        for array in (case.label, predicted, case.label[case.label == predicted])
-    ]
-    reference, prediction, both = (count.astype(np.float64) for count in counts)
+    predicted = to_class_scores(scores, classes).argmax(0).numpy()
+    # How often each pair of reference and prediction occurs, from which every union follows.
+    number = classes.num_classes
+    pairs = np.bincount(case.label.ravel() * np.int64(number) + predicted.ravel())
+    pairs = np.pad(pairs, (0, number**2 - len(pairs))).reshape(number, number)
+    members = classes.region_indices or [(index,) for index in range(1, number)]
+    both = np.array([pairs[np.ix_(m, m)].sum() for m in members], dtype=np.float64)
+    sums = np.array([pairs[list(m)].sum() + pairs[:, list(m)].sum() for m in members])
     with np.errstate(invalid="ignore"):
-        return 2 * both / (reference + prediction)
+        return 2 * both / sums

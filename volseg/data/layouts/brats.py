@@ -35,6 +35,9 @@ _NAMES_TREATED = {1: "NETC", 2: "SNFH", 3: "ET", 4: "RC"}
 _NAMES_PED_2023 = {1: "NC", 2: "ED", 3: "ET"}
 _NAMES_PED_2024 = {1: "ET", 2: "NET", 3: "CC", 4: "ED"}
 
+_CORE = {"NCR", "NCR_NET", "NETC", "NC", "NET", "CC", "ET"}
+"""Parts of the tumour core; with the oedema around it they are the whole tumour."""
+
 
 @dataclass(frozen=True)
 class Edition:
@@ -217,4 +220,20 @@ def _choose_classes(
         if any(4 in values for values in read_label_values(labels)):
             name, names = edition.with_value_4
         logger.info("%s: read as %s, by the values of its labels", path, name)
-    return name, make_classes(names, path)
+    return name, make_classes(names, path, _make_regions(names))
+
+
+def _make_regions(names: Mapping[int, str]) -> dict[str, list[int]]:
+    """What the challenge scores: whole tumour, tumour core, and the parts that lie on their own.
+
+    Every class is in regions of its own set, so that a prediction has the edition's values again.
+    """
+    core = [value for value, name in names.items() if name in _CORE]
+    if not core:
+        return {}
+    around = [value for value, name in names.items() if name in ("ED", "SNFH")]
+    regions = {"whole tumour": sorted(core + around), "tumour core": core}
+    # One part of the core needs no region: it is what the other regions leave of it.
+    parts = [value for value in core if names[value] in ("ET", "CC")]
+    apart = [value for value in names if value not in (*core, *around)]
+    return regions | {names[value]: [value] for value in (*parts, *apart)}

@@ -1,8 +1,8 @@
 """nnU-Net raw folders of version 1 and 2: ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``.
 
 Version 1 lists its cases in ``dataset.json``; version 2 leaves them to the folders, or names files
-elsewhere in its ``dataset`` entry. Regions (labels declared as lists of values) are read as the
-values that they are made of.
+elsewhere in its ``dataset`` entry. Where a label is declared as a list of values, all labels but
+the background are regions.
 """
 
 from __future__ import annotations
@@ -101,9 +101,10 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
     for name, values in sorted(members.items(), key=lambda item: len(item[1])):
         for value in values:
             names.setdefault(value, name if len(values) == 1 else f"label_{value}")
-    if any(len(values) > 1 for values in members.values()):
-        logger.info("%s declares regions; their values are trained: %s", source, sorted(names))
-    return make_classes(names, source)
+    regions = {name: values for name, values in members.items() if name != "background"}
+    if all(len(values) == 1 for values in regions.values()):
+        return make_classes(names, source)
+    return make_classes(names, source, regions)
 
 
 def _find_training(
