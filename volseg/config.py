@@ -113,6 +113,8 @@ class DataConfig(Record):
     regions: dict[str, tuple[int, ...]] | None = None
     """Label values of unions of classes that are segmented as a whole and may overlap, by name;
     {} for none where the dataset declares some."""
+    ignore_label: int | None = None
+    """Value of voxels that were not annotated: no loss, no score."""
 
 
 class PlanConfig(Record):

@@ -14,7 +14,7 @@ from torch import nn
 
 import volseg
 from volseg.bundle import export_bundle
-from volseg.config import load_config
+from volseg.config import DataConfig, load_config
 from volseg.data.cases import Classes, Region
 from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError
@@ -171,11 +171,11 @@ def test_bundle_writes_the_same_values(brats: Path, run: Path, tmp_path: Path) -
 
 def test_own_regions_and_none(brats: Path, tmp_path: Path) -> None:
     dataset = find_dataset(brats)
-    own = dataset.with_regions({"all": [1, 2, 3], "rim": [3]})
+    own = dataset.with_labels(DataConfig(regions={"all": (1, 2, 3), "rim": (3,)}))
     assert own.classes.region_indices == ((1, 2, 3), (3,))
     assert own.classes.find_merged() == [("NCR", "ED")]
-    assert dataset.with_regions({}).classes.num_outputs == 4
-    assert dataset.with_regions(None) == dataset
+    assert dataset.with_labels(DataConfig(regions={})).classes.num_outputs == 4
+    assert dataset.with_labels(DataConfig()) == dataset
     config = load_config(None, [*TINY, "data.regions={all: [1, 7]}"])
-    with pytest.raises(ConfigError, match=r"data\.regions: region 'all' has the values \[1, 7\]"):
+    with pytest.raises(ConfigError, match=r"data: region 'all' has the values \[1, 7\]"):
         volseg.train(brats, tmp_path / "run", config=config, epochs=1)

@@ -1,8 +1,9 @@
 """Prepared cases on disk, read through memory maps by the loader.
 
-One folder per case: ``image.npy`` (C, *S) float16, ``label.npy`` (*S), ``foreground.npy`` and
-``case.json``. Its name carries a key over the content of the files and the preparing part of the
-plan, so an entry can be reused but never be stale; it appears whole or not at all.
+One folder per case: ``image.npy`` (C, *S) float16, ``label.npy`` (*S), ``foreground.npy``,
+``case.json``, and ``annotated.npy`` where voxels may be ignored. Its name carries a key over the
+content of the files and the preparing part of the plan, so an entry can be reused but never be
+stale; it appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class CachedCase:
         folder: the entry.
         case_id: of the case.
         foreground_counts: stored positions of each foreground class.
+        is_partly_annotated: whether voxels of the case may be ignored.
     """
 
     folder: Path
     case_id: str
     foreground_counts: tuple[int, ...]
+    is_partly_annotated: bool = False
 
     @property
     def image(self) -> NDArray[np.float16]:
@@ -57,7 +60,7 @@ class CachedCase:
 
     @property
     def label(self) -> NDArray[np.uint8]:
-        """(*S) class indices."""
+        """(*S) class indices; the number of classes where a voxel is ignored."""
         return self._map("label")
 
     @property
@@ -66,6 +69,11 @@ class CachedCase:
         positions = self._map("foreground")
         split = itertools.accumulate(self.foreground_counts, initial=0)
         return tuple(positions[a:b] for a, b in itertools.pairwise(split) if b > a)
+
+    @property
+    def annotated(self) -> NDArray[np.int32] | None:
+        """(n, spatial_dims) positions of voxels that are not ignored; None if none is ignored."""
+        return self._map("annotated") if self.is_partly_annotated else None
 
     def _map(self, name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -110,7 +118,9 @@ def build_cache(
 def open_case(folder: Path) -> CachedCase:
     """Take up one entry."""
     facts = json.loads((folder / "case.json").read_text())
-    return CachedCase(folder, facts["case_id"], tuple(facts["foreground_counts"]))
+    is_partly_annotated = (folder / "annotated.npy").exists()
+    counts = tuple(facts["foreground_counts"])
+    return CachedCase(folder, facts["case_id"], counts, is_partly_annotated)
 
 
 def _cache_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Path:
@@ -121,13 +131,18 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Path:
     image, label = read_case(case, dataset.channels, dataset.classes)
     if label is None:
         raise DataError(f"case {case.case_id} has no label; expected one for training.")
-    prepared = prepare(image, plan, label, dataset.classes.num_classes)
+    classes = dataset.classes
+    prepared = prepare(image, plan, label, classes.num_indices)
     indices = np.asarray(prepared.label)
-    positions = _foreground_positions(indices, dataset.classes.num_classes)
+    rng = np.random.default_rng(0)
+    positions = [_draw_positions(rng, indices == i) for i in range(1, classes.num_classes)]
     with atomic_folder(entry) as temporary:
         np.save(temporary / "image.npy", prepared.image.to(torch.float16).numpy())
         np.save(temporary / "label.npy", indices)
         np.save(temporary / "foreground.npy", np.concatenate(positions))
+        if classes.ignore is not None:
+            annotated = _draw_positions(rng, indices != classes.num_classes)
+            np.save(temporary / "annotated.npy", annotated)
         facts = {"case_id": case.case_id, "foreground_counts": [len(p) for p in positions]}
         (temporary / "case.json").write_text(json.dumps(facts))
     for other in folder.glob(f"{glob.escape(case.case_id)}-*"):
@@ -140,7 +155,8 @@ def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
     recipe = {
         "format": FORMAT,
         "plan": plan.preparation,
-        "classes": dataset.classes.values,
+        "classes": dataset.classes.known_values,
+        "ignores": dataset.classes.ignore is not None,
         "channels": dataset.channels,
     }
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)
@@ -165,13 +181,9 @@ def _hash_file(path: Path) -> bytes:
         raise DataError(f"{path} does not exist any more; the dataset changed.") from None
 
 
-def _foreground_positions(indices: NDArray[np.uint8], num_classes: int) -> list[NDArray[np.int32]]:
-    """Up to `FOREGROUND_VOXELS` positions for each foreground class, evenly drawn."""
-    rng = np.random.default_rng(0)
-    positions = []
-    for index in range(1, num_classes):
-        found = np.flatnonzero(indices == index)
-        if found.size > FOREGROUND_VOXELS:
-            found = rng.choice(found, FOREGROUND_VOXELS, replace=False)
-        positions.append(np.stack(np.unravel_index(found, indices.shape), 1).astype(np.int32))
-    return positions
+def _draw_positions(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Up to `FOREGROUND_VOXELS` positions inside the mask, evenly drawn."""
+    found = np.flatnonzero(mask)
+    if found.size > FOREGROUND_VOXELS:
+        found = rng.choice(found, FOREGROUND_VOXELS, replace=False)
+    return np.stack(np.unravel_index(found, mask.shape), 1).astype(np.int32)

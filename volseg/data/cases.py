@@ -5,7 +5,6 @@ A `Dataset` is found by `volseg.data.layouts.find_dataset` and stored as ``datas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from volseg.config import Record
+from volseg.config import DataConfig, Record
 from volseg.errors import DataError
 
 
@@ -42,12 +41,14 @@ class Classes(Record):
     """Class names and the values that stand for them in label files; index 0 is background.
 
     Networks see consecutive indices ``0..num_classes-1``; files keep their own values. With
-    `regions`, which may overlap, a network has one output for each of them instead.
+    `regions`, which may overlap, a network has one output for each of them instead. Voxels of the
+    value `ignore` were not annotated: their index is ``num_classes``, and they count nowhere.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     regions: tuple[Region, ...] = ()
+    ignore: int | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Classes:
@@ -55,6 +56,8 @@ class Classes(Record):
             raise ValueError("every class needs one name and one value of its own")
         if len(self.values) < 2:
             raise ValueError("expected background and at least one class")
+        if self.ignore in self.values:
+            raise ValueError(f"the ignored value {self.ignore} is a class; expected another one")
         self._check_regions()
         return self
 
@@ -85,6 +88,16 @@ class Classes(Record):
         return len(self.names)
 
     @property
+    def num_indices(self) -> int:
+        """Number of values that `encode` gives: classes, and one more if a value is ignored."""
+        return len(self.known_values)
+
+    @property
+    def known_values(self) -> tuple[int, ...]:
+        """What label files may hold, in the order of the indices."""
+        return self.values if self.ignore is None else (*self.values, self.ignore)
+
+    @property
     def num_outputs(self) -> int:
         """Channels of a network's logits: one per region, or one per class."""
         return len(self.regions) or self.num_classes
@@ -110,7 +123,7 @@ class Classes(Record):
 
     def unknown_values(self, labels: NDArray[Any]) -> list[int]:
         """Values in `labels` that belong to no class, ascending."""
-        return sorted(set(np.unique(labels).tolist()) - set(self.values))
+        return sorted(set(np.unique(labels).tolist()) - set(self.known_values))
 
     def encode(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Label values to class indices.
@@ -120,12 +133,12 @@ class Classes(Record):
         """
         if unknown := self.unknown_values(labels):
             raise DataError(
-                f"label values {unknown[:5]}; expected only {sorted(self.values)}. "
+                f"label values {unknown[:5]}; expected only {sorted(self.known_values)}. "
                 "Correct the label file or declare the class."
             )
-        order = np.argsort(self.values)
-        ranks = np.searchsorted(np.asarray(self.values)[order], labels)
-        return order.astype(np.uint8 if self.num_classes <= 256 else np.uint16)[ranks]
+        order = np.argsort(self.known_values)
+        ranks = np.searchsorted(np.asarray(self.known_values)[order], labels)
+        return order.astype(np.uint8 if self.num_indices <= 256 else np.uint16)[ranks]
 
     def decode(self, indices: NDArray[Any]) -> NDArray[Any]:
         """Class indices to label values, in `dtype`."""
@@ -156,17 +169,23 @@ class Dataset(Record):
     unlabelled: tuple[Case, ...] = ()
     splits: tuple[Split, ...] = ()
 
-    def with_regions(self, regions: Mapping[str, Sequence[int]] | None) -> Dataset:
-        """The same with other regions: those that the user names, none if empty.
+    def with_labels(self, config: DataConfig) -> Dataset:
+        """The same with what the user says of the labels in place of what the dataset declares.
 
         Args:
-            regions: label values by name; None keeps what the dataset declares.
+            config: regions, none of them if empty, and the value that is ignored, which is then
+                no class. What is None stays.
 
         Raises:
             ConfigError: an unknown label value, or two regions of one name.
         """
-        if regions is None:
-            return self
-        named = [{"name": name, "values": tuple(values)} for name, values in regions.items()]
-        classes = Classes.parse({**self.classes.model_dump(), "regions": named}, "data.regions")
-        return self.model_copy(update={"classes": classes})
+        changed = self.classes.model_dump()
+        if config.regions is not None:
+            named = config.regions.items()
+            changed["regions"] = [{"name": name, "values": values} for name, values in named]
+        if config.ignore_label is not None:
+            pairs = zip(self.classes.names, self.classes.values, strict=True)
+            kept = {name: value for name, value in pairs if value != config.ignore_label}
+            changed["names"], changed["values"] = tuple(kept), tuple(kept.values())
+            changed["ignore"] = config.ignore_label
+        return self.model_copy(update={"classes": Classes.parse(changed, "data")})

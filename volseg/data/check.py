@@ -158,7 +158,7 @@ def _check_label(checked: _Checked, path: Path, dataset: Dataset) -> None:
 def _check_values(checked: _Checked, path: Path, array: NDArray[Any], dataset: Dataset) -> None:
     classes = dataset.classes
     values = set(np.unique(array).tolist())
-    if unknown := sorted(values - set(classes.values)):
+    if unknown := sorted(values - set(classes.known_values)):
         expected = ", ".join(
             f"{value} {name}" for value, name in zip(classes.values, classes.names, strict=True)
         )
@@ -168,11 +168,12 @@ def _check_values(checked: _Checked, path: Path, array: NDArray[Any], dataset: D
             f"label values {unknown[:5]}; expected only {expected}",
             "Correct the label or declare the class.",
         )
-    elif values == {classes.values[0]}:
+    elif not values & set(classes.values[1:]):
         checked.add(
             "warning",
             path,
-            f"the label is {classes.names[0]} everywhere",
+            f"the label is {classes.names[0]} everywhere"
+            + (" that was annotated" if classes.ignore in values else ""),
             "Look at the file; keep it only if nothing is to be found in this case.",
         )
 

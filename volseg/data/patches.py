@@ -61,6 +61,10 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         if is_centred and foreground:
             voxels = foreground[rng.integers(len(foreground))]
             start = _centred_start(voxels[rng.integers(len(voxels))], labels.shape, self.patch)
+        elif (annotated := case.annotated) is not None and len(annotated):
+            # Anywhere else might hold nothing to learn from.
+            voxel = annotated[rng.integers(len(annotated))]
+            start = _centred_start(voxel, labels.shape, self.patch)
         else:
             start = _random_start(rng, labels.shape, self.patch)
         image = torch.from_numpy(cut(case.image, start, self.patch).astype(np.float32))

@@ -122,7 +122,7 @@ def evaluate(
         output: folder for ``metrics.csv`` and ``summary.json``; None to write nothing.
         classes: names and values to score, the first being background; with regions, these are
             scored instead. By default every value found in any file other than 0, named by its
-            value.
+            value. Voxels that a reference leaves out (`ignore`) are not scored.
 
     Raises:
         DataError: a folder is absent, holds two files for one case, or nothing matches.
@@ -221,12 +221,14 @@ def _score_case(prediction: Path, reference: Path, classes: Classes | None) -> _
             "Predict on the reference's image, or correct one of the affines."
         )
     background = classes.values[0] if classes else 0
-    overlaps = count_overlaps(predicted.array, known.array, background)
+    found, wanted = predicted.array, known.array
+    if classes and classes.ignore is not None:
+        is_annotated = wanted != classes.ignore
+        found, wanted = found[is_annotated], wanted[is_annotated]
+    overlaps = count_overlaps(found, wanted, background)
     _check_values(prediction, reference, overlaps, classes)
     regions = {
-        region.name: count_overlap(
-            np.isin(predicted.array, region.values), np.isin(known.array, region.values)
-        )
+        region.name: count_overlap(np.isin(found, region.values), np.isin(wanted, region.values))
         for region in (classes.regions if classes else ())
     }
     return _Score(overlaps, regions, compute_voxel_ml(known.geometry))

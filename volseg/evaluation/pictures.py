@@ -137,7 +137,10 @@ def _draw_panel(
 ) -> set[int]:
     """Draw the slices of one case; returns the class indices drawn."""
     low, high = window or _find_window(panel.image)
-    stack = np.stack([panel.image, *map(classes.encode, (panel.reference, panel.prediction))])
+    labels = [classes.encode(array) for array in (panel.reference, panel.prediction)]
+    # What nobody has annotated is not drawn.
+    labels = [np.where(array < classes.num_classes, array, 0) for array in labels]
+    stack = np.stack([panel.image, *labels])
     stack, geometry = panel.geometry.to_canonical(stack)
     shown: set[int] = set()
     for axis, cut in zip(axes, _cut_slices(stack, geometry), strict=False):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from volseg.errors import ConfigError
 from volseg.losses.soft_dice import SoftDice
 from volseg.losses.targets import check_weights, prepare
 
@@ -24,6 +25,7 @@ class DiceCrossEntropy(nn.Module):
         *,
         squared_denominator: bool = False,
         include_background: bool = False,
+        ignore: bool = False,
     ) -> None:
         """Build the loss.
 
@@ -32,6 +34,7 @@ class DiceCrossEntropy(nn.Module):
             cross_entropy_weight: of the cross-entropy in nats per voxel; at least 0.
             squared_denominator: sum squares in the denominator of Dice.
             include_background: count the background in Dice; the cross-entropy always does.
+            ignore: leave voxels out whose integer target is K, one more than the last class.
 
         Raises:
             ConfigError: a negative weight, or none above zero.
@@ -43,7 +46,8 @@ class DiceCrossEntropy(nn.Module):
         )
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
-        self.dice = SoftDice("softmax", squared_denominator, include_background)
+        self.dice = SoftDice("softmax", squared_denominator, include_background, ignore=ignore)
+        self.ignore = ignore
         self.activation = self.dice.activation
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -62,6 +66,16 @@ class DiceCrossEntropy(nn.Module):
         """
         logits, target = prepare(logits, target, self.dice.min_channels)
         labels = target if target.is_floating_point() else target[:, 0].long()
-        cross_entropy = functional.cross_entropy(logits, labels)
+        cross_entropy = self._cross_entropy(logits, labels)
         dice: torch.Tensor = self.dice(logits, target)
         return self.dice_weight * dice + self.cross_entropy_weight * cross_entropy
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if not self.ignore:
+            return functional.cross_entropy(logits, labels)
+        if labels.is_floating_point():
+            raise ConfigError("ignore with a floating target; expected integer class indices.")
+        # A mean over no voxel would be nan.
+        left_out = logits.shape[1]
+        total = functional.cross_entropy(logits, labels, ignore_index=left_out, reduction="sum")
+        return total / (labels != left_out).sum().clamp(min=1)

@@ -25,13 +25,17 @@ class RegionLoss(nn.Module):
         doi 10.1109/TMI.2014.2377694.
     """
 
-    def __init__(self, loss: nn.Module, regions: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, loss: nn.Module, regions: Sequence[Sequence[int]], ignore: int | None = None
+    ) -> None:
         """Wrap a loss.
 
         Args:
             loss: of logits (B, R, *S) and a target (B, R, *S) in [0, 1]; one with a sigmoid, since
                 a voxel may be in several regions or in none.
             regions: per channel of the logits, the classes that it stands for; 1 or above.
+            ignore: index in an integer target of voxels that were not annotated; the loss gets a
+                share of -1 there.
 
         Raises:
             ConfigError: no region, or one that is empty, names a class twice or the background; a
@@ -50,6 +54,7 @@ class RegionLoss(nn.Module):
         self.loss = loss
         self.regions = tuple(tuple(classes) for classes in regions)
         self.num_classes = 1 + max(map(max, self.regions))
+        self.ignore = ignore
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compare logits with the reference.
@@ -76,7 +81,10 @@ class RegionLoss(nn.Module):
             )
         shares = target if is_soft else to_channels(target, self.num_classes)
         channels = [shares[:, list(classes)].sum(1) for classes in self.regions]
-        loss: torch.Tensor = self.loss(logits, torch.stack(channels, 1))
+        wanted = torch.stack(channels, 1)
+        if self.ignore is not None and not is_soft:
+            wanted = wanted.masked_fill(target == self.ignore, -1)
+        loss: torch.Tensor = self.loss(logits, wanted)
         return loss
 
 

@@ -76,6 +76,18 @@ def to_channels(
     return (target == classes.reshape(-1, *[1] * (target.dim() - 2))).to(dtype)
 
 
+def find_annotated(target: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """Where a target says anything: False at K in an integer one, at negative shares in another.
+
+    Args:
+        target: (B, 1, *S), integer; or (B, K, *S), floating.
+        num_channels: K; with 1 alone, which stands for class 1, the index left out is 2.
+    """
+    if target.is_floating_point():
+        return target >= 0
+    return target < max(num_channels, 2)
+
+
 def check_weights(what: str, weights: Sequence[float]) -> None:
     """Refuse weights that are negative, not finite, or all zero.
 

@@ -126,8 +126,9 @@ def _measure_case(
     array, geometry = image.geometry.to_canonical(image.array)
     label, _ = image.geometry.to_canonical(label)
     content = find_content(array)
-    counts = np.bincount(label.ravel(), minlength=dataset.classes.num_classes)
-    foreground = np.flatnonzero(label.ravel())
+    number = dataset.classes.num_classes
+    counts = np.bincount(label.ravel(), minlength=number)[:number]
+    foreground = np.flatnonzero((label.ravel() > 0) & (label.ravel() < number))
     if foreground.size > VOXELS_PER_CASE:
         # The case's index seeds the draw, so that the fingerprint does not depend on threads.
         rng = np.random.default_rng(index)

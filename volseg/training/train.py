@@ -140,7 +140,7 @@ def prepare_training(
 ) -> Setting:
     """Find the cases, open the run, plan or take up the plan, split."""
     choose_supervision(config.network.name, config.network.deep_supervision)
-    dataset = find_dataset(path).with_regions(config.data.regions)
+    dataset = find_dataset(path).with_labels(config.data)
     for kept, other in dataset.classes.find_merged():
         logger.warning(
             "classes %s and %s are in the same regions: predictions will say %s for both",
@@ -245,6 +245,11 @@ def check_supervision(
         raise ConfigError(
             f"loss.{min(idle)} with network '{name}', whose outputs in training all have full "
             "resolution. Leave it out."
+        )
+    if classes.ignore is not None and config.supervision_target != "nearest-exact":
+        raise ConfigError(
+            f"loss.supervision_target '{config.supervision_target}' with a label that is ignored; "
+            "expected 'nearest-exact'. Leave it out."
         )
     if len(strides) > 1:
         try:
@@ -351,12 +356,16 @@ def _make_loss(config: LossConfig, name: str, outputs: int, classes: Classes) ->
     weights = config.supervision_weights
     if weights is None:
         weights = find_architecture(name).supervision_weights.get(outputs, "halving")
+    ignores = classes.ignore is not None
     loss: nn.Module
     if classes.regions:
-        terms = BinaryCrossEntropyDice(config.cross_entropy_weight, config.dice_weight)
-        loss = RegionLoss(terms, classes.region_indices)
+        terms = BinaryCrossEntropyDice(
+            config.cross_entropy_weight, config.dice_weight, ignore=ignores
+        )
+        left_out = classes.num_classes if ignores else None
+        loss = RegionLoss(terms, classes.region_indices, left_out)
     else:
-        loss = DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight)
+        loss = DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight, ignore=ignores)
     return MultiLevelLoss(
         loss,
         weights,

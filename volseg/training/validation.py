@@ -47,6 +47,8 @@ def _case_dice(
     # How often each pair of reference and prediction occurs, from which every union follows.
     number = classes.num_classes
     pairs = np.bincount(case.label.ravel() * np.int64(number) + predicted.ravel())
+    # Ignored voxels come behind all classes.
+    pairs = pairs[: number**2]
     pairs = np.pad(pairs, (0, number**2 - len(pairs))).reshape(number, number)
     members = classes.region_indices or [(index,) for index in range(1, number)]
     both = np.array([pairs[np.ix_(m, m)].sum() for m in members], dtype=np.float64)

@@ -16,7 +16,10 @@ from volseg.images import read_labels
 
 
 def make_classes(
-    names: Mapping[int, str], source: Path, regions: Mapping[str, Sequence[int]] | None = None
+    names: Mapping[int, str],
+    source: Path,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    ignore: int | None = None,
 ) -> Classes:
     """Order declared classes: background first, the others by value.
 
@@ -26,6 +29,7 @@ def make_classes(
         names: name of each label value.
         source: the file that declares them, for messages.
         regions: label values of unions of classes, by name.
+        ignore: value of voxels that were not annotated.
 
     Raises:
         DataError: no class but background, two values with one name, or a region of a value that
@@ -45,6 +49,7 @@ def make_classes(
             "names": [names[value] for value in values],
             "values": values,
             "regions": [{"name": n, "values": v} for n, v in (regions or {}).items()],
+            "ignore": ignore,
         },
         str(source),
         DataError,

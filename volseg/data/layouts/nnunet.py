@@ -41,7 +41,7 @@ def find(path: Path) -> Dataset:
     """Read ``dataset.json`` and match the files in ``imagesTr`` and ``labelsTr``.
 
     Raises:
-        DataError: a key, label or channel is missing, or an ``ignore`` label is declared.
+        DataError: a key, label or channel is missing.
     """
     source = path / "dataset.json"
     description = read_description(path)
@@ -85,11 +85,6 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
     """Classes from ``{"background": 0, "liver": 1}``, where a region has a list of values."""
     if not isinstance(labels, dict):
         raise DataError(f'{source}: labels {labels!r}; expected {{"background": 0, "liver": 1}}.')
-    if "ignore" in labels:
-        raise DataError(
-            f"{source}: label 'ignore' ({labels['ignore']}) is not supported yet; expected every "
-            "voxel to be labelled. Leave partly labelled cases out and remove the label."
-        )
     names: dict[int, str] = {}
     try:
         members = {
@@ -98,13 +93,15 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
         }
     except (TypeError, ValueError) as error:
         raise DataError(f"{source}: a label value is not an integer. Correct it.") from error
+    # nnU-Net's word for voxels that nobody has labelled.
+    ignored = members.pop("ignore", None)
     for name, values in sorted(members.items(), key=lambda item: len(item[1])):
         for value in values:
             names.setdefault(value, name if len(values) == 1 else f"label_{value}")
     regions = {name: values for name, values in members.items() if name != "background"}
     if all(len(values) == 1 for values in regions.values()):
-        return make_classes(names, source)
-    return make_classes(names, source, regions)
+        regions = {}
+    return make_classes(names, source, regions, ignored[0] if ignored else None)
 
 
 def _find_training(
