@@ -83,11 +83,12 @@ def test_labels_of_single_values_are_no_regions(tmp_path):
     assert find_dataset(folder).classes.regions == ()
 
 
-def test_ignore_label_is_refused(tmp_path):
+def test_ignore_label_is_no_class(tmp_path):
     folder = make_dataset(tmp_path, "nnunet")
     edit(folder, labels={"background": 0, "liver": 1, "ignore": 2})
-    with pytest.raises(DataError, match=r"label 'ignore' \(2\) is not supported yet"):
-        find_dataset(folder)
+    classes = find_dataset(folder).classes
+    assert (classes.values, classes.ignore) == ((0, 1), 2)
+    assert classes.candidates == ((0, 1),)
 
 
 def test_missing_channel_names_case_channel_and_file(tmp_path):

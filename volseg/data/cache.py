@@ -60,7 +60,7 @@ class CachedCase:
 
     @property
     def label(self) -> NDArray[np.uint8]:
-        """(*S) class indices; the number of classes where a voxel is ignored."""
+        """(*S) label indices; see `volseg.data.cases.Classes`."""
         return self._map("label")
 
     @property
@@ -141,6 +141,7 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Path:
         np.save(temporary / "label.npy", indices)
         np.save(temporary / "foreground.npy", np.concatenate(positions))
         if classes.ignore is not None:
+            # The first index behind the classes: nothing is known.
             annotated = _draw_positions(rng, indices != classes.num_classes)
             np.save(temporary / "annotated.npy", annotated)
         facts = {"case_id": case.case_id, "foreground_counts": [len(p) for p in positions]}
@@ -156,7 +157,8 @@ def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
         "format": FORMAT,
         "plan": plan.preparation,
         "classes": dataset.classes.known_values,
-        "ignores": dataset.classes.ignore is not None,
+        "candidates": dataset.classes.candidates,
+        "annotated": case.annotated,
         "channels": dataset.channels,
     }
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)

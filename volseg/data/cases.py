@@ -5,6 +5,7 @@ A `Dataset` is found by `volseg.data.layouts.find_dataset` and stored as ``datas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ class Case(Record):
     """One study to segment.
 
     `images` holds one file per channel, or a single file that carries all channels.
-    Studies with the same `patient_id` are never split between training and validation.
+    Studies with the same `patient_id` are never split between training and validation. The label
+    of a case with `annotated` shows these classes alone: where it says background, any other class
+    may be. None is all classes.
     """
 
     case_id: str
     images: tuple[Path, ...]
     label: Path | None = None
     patient_id: str
+    annotated: tuple[str, ...] | None = None
 
 
 class Region(Record):
@@ -41,14 +45,19 @@ class Classes(Record):
     """Class names and the values that stand for them in label files; index 0 is background.
 
     Networks see consecutive indices ``0..num_classes-1``; files keep their own values. With
-    `regions`, which may overlap, a network has one output for each of them instead. Voxels of the
-    value `ignore` were not annotated: their index is ``num_classes``, and they count nowhere.
+    `regions`, which may overlap, a network has one output for each of them instead.
+
+    Indices from ``num_classes`` on are those of voxels whose class is not known: each stands for a
+    set of classes that such a voxel may be (`candidates`). Files have the value `ignore` where
+    nothing is known; the background of a partly annotated case is in `unsure`.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     regions: tuple[Region, ...] = ()
     ignore: int | None = None
+    unsure: tuple[tuple[int, ...], ...] = ()
+    """Per kind of partly annotated case the indices of the classes that its background may be."""
 
     @model_validator(mode="after")
     def _check(self) -> Classes:
@@ -88,9 +97,15 @@ class Classes(Record):
         return len(self.names)
 
     @property
+    def candidates(self) -> tuple[tuple[int, ...], ...]:
+        """What each label index from ``num_classes`` on stands for: indices of classes."""
+        everything = () if self.ignore is None else (tuple(range(self.num_classes)),)
+        return everything + self.unsure
+
+    @property
     def num_indices(self) -> int:
-        """Number of values that `encode` gives: classes, and one more if a value is ignored."""
-        return len(self.known_values)
+        """Number of label indices: classes, and sets of classes that are not told apart."""
+        return self.num_classes + len(self.candidates)
 
     @property
     def known_values(self) -> tuple[int, ...]:
@@ -121,12 +136,40 @@ class Classes(Record):
             np.min_scalar_type(min(self.values)), np.min_scalar_type(max(self.values))
         )
 
+    def with_unsure(self, cases: Sequence[Case]) -> Classes:
+        """The classes with a label index for each kind of partly annotated case.
+
+        Raises:
+            DataError: a case names a class that there is not.
+        """
+        partial = (self.find_unsure(case.annotated) for case in cases if case.annotated is not None)
+        unsure = sorted({indices for indices in partial if len(indices) > 1})
+        return self.model_copy(update={"unsure": tuple(unsure)})
+
     def unknown_values(self, labels: NDArray[Any]) -> list[int]:
         """Values in `labels` that belong to no class, ascending."""
         return sorted(set(np.unique(labels).tolist()) - set(self.known_values))
 
-    def encode(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Label values to class indices.
+    def find_unsure(self, annotated: Sequence[str]) -> tuple[int, ...]:
+        """Indices of the classes that background may be where only some were annotated.
+
+        Raises:
+            DataError: a name of no class, or background.
+        """
+        if unknown := sorted(set(annotated) - set(self.names[1:])):
+            raise DataError(
+                f"annotated class '{unknown[0]}'; expected some of {', '.join(self.names[1:])}. "
+                "Correct the name."
+            )
+        others = (i for i, name in enumerate(self.names) if i and name not in annotated)
+        return (0, *others)
+
+    def encode(self, labels: NDArray[Any], annotated: Sequence[str] | None = None) -> NDArray[Any]:
+        """Label values to label indices.
+
+        Args:
+            labels: as in the file.
+            annotated: classes that the file shows, if not all; see `Case`.
 
         Raises:
             DataError: a value that belongs to no class.
@@ -138,7 +181,11 @@ class Classes(Record):
             )
         order = np.argsort(self.known_values)
         ranks = np.searchsorted(np.asarray(self.known_values)[order], labels)
-        return order.astype(np.uint8 if self.num_indices <= 256 else np.uint16)[ranks]
+        indices = order.astype(np.uint8 if self.num_indices <= 256 else np.uint16)[ranks]
+        if annotated is not None and len(unsure := self.find_unsure(annotated)) > 1:
+            place = self.candidates.index(unsure)
+            indices[indices == 0] = self.num_classes + place
+        return indices
 
     def decode(self, indices: NDArray[Any]) -> NDArray[Any]:
         """Class indices to label values, in `dtype`."""
@@ -188,4 +235,6 @@ class Dataset(Record):
             kept = {name: value for name, value in pairs if value != config.ignore_label}
             changed["names"], changed["values"] = tuple(kept), tuple(kept.values())
             changed["ignore"] = config.ignore_label
-        return self.model_copy(update={"classes": Classes.parse(changed, "data")})
+        changed["unsure"] = ()
+        classes = Classes.parse(changed, "data")
+        return self.model_copy(update={"classes": classes.with_unsure(self.cases)})

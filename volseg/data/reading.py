@@ -43,7 +43,7 @@ def read_channels(paths: Sequence[Path], channels: Sequence[str]) -> Image:
 def read_case(
     case: Case, channels: Sequence[str], classes: Classes
 ) -> tuple[Image, NDArray[Any] | None]:
-    """Read a case's intensities ``(C, *S)`` and its class indices ``(*S)``, None if unlabelled.
+    """Read a case's intensities ``(C, *S)`` and its label indices ``(*S)``, None if unlabelled.
 
     Raises:
         DataError: as `read_channels`; a label on another grid or with an undeclared value.
@@ -58,7 +58,7 @@ def read_case(
             "expected both on one grid. Resample the label onto the image."
         )
     try:
-        return image, classes.encode(label.array[0])
+        return image, classes.encode(label.array[0], case.annotated)
     except DataError as error:
         raise DataError(f"{case.label}: {error}") from error
 

@@ -108,6 +108,7 @@ def evaluate(
     references: Path | Mapping[str, Path],
     output: Path | None = None,
     classes: Classes | None = None,
+    annotated: Mapping[str, Sequence[str]] | None = None,
 ) -> Evaluation:
     """Score predicted label files against references of the same case id.
 
@@ -123,6 +124,8 @@ def evaluate(
         classes: names and values to score, the first being background; with regions, these are
             scored instead. By default every value found in any file other than 0, named by its
             value. Voxels that a reference leaves out (`ignore`) are not scored.
+        annotated: by case id the classes that a reference shows, if not all; no other class, and
+            no region with another class, is scored there.
 
     Raises:
         DataError: a folder is absent, holds two files for one case, or nothing matches.
@@ -134,7 +137,7 @@ def evaluate(
         raise DataError(_describe_no_match(predictions, predicted, known))
     pairs = [(predicted[case_id], known[case_id]) for case_id in case_ids]
     scored, failed = _score_all(case_ids, pairs, classes)
-    rows = _make_rows(scored, classes or _find_classes(scored))
+    rows = _make_rows(scored, classes or _find_classes(scored), annotated or {})
     summaries = _summarise(rows)
     summary = Summary(
         mean_dice=_mean([item.mean_dice for item in summaries if item.mean_dice is not None]),
@@ -255,20 +258,26 @@ def _find_classes(scored: Mapping[str, _Score]) -> Classes | None:
 
 
 def _make_rows(
-    scored: Mapping[str, _Score], classes: Classes | None
+    scored: Mapping[str, _Score],
+    classes: Classes | None,
+    annotated: Mapping[str, Sequence[str]],
 ) -> tuple[CaseClassMetrics, ...]:
     """One row for each case and class but background, or region, cases in order."""
-    foreground = list(zip(classes.names, classes.values, strict=True))[1:] if classes else []
-    if classes and classes.regions:
-        foreground = []
-    return tuple(
-        _make_row(case_id, name, value, overlap, score.voxel_ml)
-        for case_id, score in scored.items()
-        for name, value, overlap in (
-            *((name, None, overlap) for name, overlap in score.regions.items()),
-            *((name, value, score.overlaps.get(value, Overlap())) for name, value in foreground),
-        )
-    )
+    if classes is None:
+        return ()
+    names = dict(zip(classes.values, classes.names, strict=True))
+    scored_values: list[tuple[str, int | None, tuple[int, ...]]] = [
+        (region.name, None, region.values) for region in classes.regions
+    ] or [(name, value, (value,)) for value, name in [*names.items()][1:]]
+    rows = []
+    for case_id, score in scored.items():
+        shown = annotated.get(case_id, classes.names)
+        for name, value, members in scored_values:
+            overlap = score.regions.get(name) if value is None else score.overlaps.get(value)
+            if all(names[member] in shown for member in members):
+                row = _make_row(case_id, name, value, overlap or Overlap(), score.voxel_ml)
+                rows.append(row)
+    return tuple(rows)
 
 
 def _make_row(

@@ -37,7 +37,8 @@ def score_dataset(predictions: Path, dataset: Dataset, output: Path) -> Evaluati
         DataError: no prediction matches a labelled case.
     """
     labels = {case.case_id: case.label for case in dataset.cases if case.label is not None}
-    evaluation = evaluate(predictions, labels, output, dataset.classes)
+    annotated = {c.case_id: c.annotated for c in dataset.cases if c.annotated is not None}
+    evaluation = evaluate(predictions, labels, output, dataset.classes, annotated)
     if _draw_cases(evaluation, predictions, dataset, output / "montage.png"):
         write_report(output / "report.html", dataset, evaluation, [output / "montage.png"])
     else:

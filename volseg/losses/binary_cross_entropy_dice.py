@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from volseg.losses.soft_dice import SoftDice
-from volseg.losses.targets import check_weights, find_annotated, prepare, to_channels
+from volseg.losses.targets import check_weights, prepare, to_channels
 
 
 class BinaryCrossEntropyDice(nn.Module):
@@ -81,8 +81,8 @@ class BinaryCrossEntropyDice(nn.Module):
     def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if not self.ignore:
             return functional.binary_cross_entropy_with_logits(logits, target)
-        is_annotated = find_annotated(target, logits.shape[1]).to(logits.dtype)
+        is_known = (target >= 0).to(logits.dtype)
         total = functional.binary_cross_entropy_with_logits(
-            logits, target * is_annotated, weight=is_annotated, reduction="sum"
+            logits, target * is_known, weight=is_known, reduction="sum"
         )
-        return total / is_annotated.sum().clamp(min=1)
+        return total / is_known.sum().clamp(min=1)

@@ -9,7 +9,7 @@ from monai.losses import DiceLoss
 from torch import nn
 
 from volseg.errors import ConfigError
-from volseg.losses.targets import find_annotated, prepare, to_channels
+from volseg.losses.targets import prepare, to_channels
 
 
 class SoftDice(nn.Module):
@@ -46,8 +46,7 @@ class SoftDice(nn.Module):
             squared_denominator: sum the squares of probabilities and reference below.
             include_background: count channel 0 as well; by default under ``"sigmoid"`` only.
             smooth: added to numerator and denominator, in voxels; above 0.
-            ignore: voxels may be left out: those of an integer target of K, one more than the last
-                class, and those with a negative share.
+            ignore: leave out what has a negative share in a floating target.
 
         Raises:
             ConfigError: an unknown activation, or `smooth` not above 0.
@@ -73,9 +72,7 @@ class SoftDice(nn.Module):
         self.soft = DiceLoss(**options, soft_label=True)
         self.ignore = ignore
         # What is left out must be zero behind the activation.
-        plain = {**options, activation: False}
-        self.masked_hard = DiceLoss(**plain)
-        self.masked_soft = DiceLoss(**plain, soft_label=True)
+        self.masked = DiceLoss(**{**options, activation: False}, soft_label=True)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compare logits with the reference.
@@ -93,24 +90,18 @@ class SoftDice(nn.Module):
         """
         logits, target = prepare(logits, target, self.min_channels)
         loss: torch.Tensor
-        if self.ignore:
-            loss = self._compare_annotated(logits, target)
-        elif target.is_floating_point():
-            loss = self.soft(logits, target)
+        if target.is_floating_point():
+            loss = self._compare_shares(logits, target)
         else:
             loss = self.hard(logits, to_channels(target, logits.shape[1]))
         return loss
 
-    def _compare_annotated(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        is_sigmoid = self.activation == "sigmoid"
-        probabilities = logits.sigmoid() if is_sigmoid else logits.softmax(1)
-        is_annotated = find_annotated(target, logits.shape[1])
+    def _compare_shares(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor
-        if target.is_floating_point():
-            loss = self.masked_soft(probabilities * is_annotated, target * is_annotated)
-        else:
-            # The index of what is left out has no channel.
-            loss = self.masked_hard(
-                probabilities * is_annotated, to_channels(target, logits.shape[1])
-            )
+        if not self.ignore:
+            loss = self.soft(logits, target)
+            return loss
+        probabilities = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(1)
+        is_known = target >= 0
+        loss = self.masked(probabilities * is_known, target * is_known)
         return loss

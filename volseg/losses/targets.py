@@ -76,16 +76,45 @@ def to_channels(
     return (target == classes.reshape(-1, *[1] * (target.dim() - 2))).to(dtype)
 
 
-def find_annotated(target: torch.Tensor, num_channels: int) -> torch.Tensor:
-    """Where a target says anything: False at K in an integer one, at negative shares in another.
+def look_up(target: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What each index of a target stands for.
 
     Args:
-        target: (B, 1, *S), integer; or (B, K, *S), floating.
-        num_channels: K; with 1 alone, which stands for class 1, the index left out is 2.
+        target: (B, 1, *S), integer.
+        rows: (I, K), one row per index.
+
+    Returns:
+        (B, K, *S).
+
+    >>> look_up(torch.tensor([[[1, 0]]]), torch.tensor([[5, 6], [7, 8]])).tolist()
+    [[[7, 5], [8, 6]]]
     """
-    if target.is_floating_point():
-        return target >= 0
-    return target < max(num_channels, 2)
+    return rows.to(target.device)[target[:, 0].long()].movedim(-1, 1)
+
+
+def make_candidates(num_classes: int, candidates: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(I, K) bool: which classes a voxel of each label index may be.
+
+    Args:
+        num_classes: K; the indices below stand for one class each.
+        candidates: per index from K on, the classes.
+
+    Raises:
+        ConfigError: a set of fewer than two classes, or of one that there is not.
+
+    >>> make_candidates(2, [[0, 1]]).int().tolist()
+    [[1, 0], [0, 1], [1, 1]]
+    """
+    rows = torch.eye(num_classes + len(candidates), num_classes, dtype=torch.bool)
+    for row, classes in zip(rows[num_classes:], candidates, strict=True):
+        known = set(classes) & set(range(num_classes))
+        if len(known) < 2 or len(known) < len(classes):
+            raise ConfigError(
+                f"candidates {list(classes)}; expected two or more different classes below "
+                f"{num_classes}."
+            )
+        row[list(classes)] = True
+    return rows
 
 
 def check_weights(what: str, weights: Sequence[float]) -> None:

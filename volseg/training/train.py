@@ -246,9 +246,9 @@ def check_supervision(
             f"loss.{min(idle)} with network '{name}', whose outputs in training all have full "
             "resolution. Leave it out."
         )
-    if classes.ignore is not None and config.supervision_target != "nearest-exact":
+    if classes.candidates and config.supervision_target != "nearest-exact":
         raise ConfigError(
-            f"loss.supervision_target '{config.supervision_target}' with a label that is ignored; "
+            f"loss.supervision_target '{config.supervision_target}' with voxels of unknown class; "
             "expected 'nearest-exact'. Leave it out."
         )
     if len(strides) > 1:
@@ -356,16 +356,16 @@ def _make_loss(config: LossConfig, name: str, outputs: int, classes: Classes) ->
     weights = config.supervision_weights
     if weights is None:
         weights = find_architecture(name).supervision_weights.get(outputs, "halving")
-    ignores = classes.ignore is not None
     loss: nn.Module
     if classes.regions:
         terms = BinaryCrossEntropyDice(
-            config.cross_entropy_weight, config.dice_weight, ignore=ignores
+            config.cross_entropy_weight, config.dice_weight, ignore=bool(classes.candidates)
         )
-        left_out = classes.num_classes if ignores else None
-        loss = RegionLoss(terms, classes.region_indices, left_out)
+        loss = RegionLoss(terms, classes.region_indices, classes.num_classes, classes.candidates)
     else:
-        loss = DiceCrossEntropy(config.dice_weight, config.cross_entropy_weight, ignore=ignores)
+        loss = DiceCrossEntropy(
+            config.dice_weight, config.cross_entropy_weight, candidates=classes.candidates
+        )
     return MultiLevelLoss(
         loss,
         weights,

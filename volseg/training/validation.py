@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,13 +46,24 @@ def _case_dice(
     scores = predict_scores([network], image, plan.patch, device)
     predicted = to_class_scores(scores, classes).argmax(0).numpy()
     # How often each pair of reference and prediction occurs, from which every union follows.
-    number = classes.num_classes
+    number, rows = classes.num_classes, classes.num_indices
     pairs = np.bincount(case.label.ravel() * np.int64(number) + predicted.ravel())
-    # Ignored voxels come behind all classes.
-    pairs = pairs[: number**2]
-    pairs = np.pad(pairs, (0, number**2 - len(pairs))).reshape(number, number)
-    members = classes.region_indices or [(index,) for index in range(1, number)]
-    both = np.array([pairs[np.ix_(m, m)].sum() for m in members], dtype=np.float64)
-    sums = np.array([pairs[list(m)].sum() + pairs[:, list(m)].sum() for m in members])
-    with np.errstate(invalid="ignore"):
-        return 2 * both / sums
+    pairs = np.pad(pairs, (0, rows * number - len(pairs))).reshape(rows, number)
+    members = classes.region_indices or tuple((index,) for index in range(1, number))
+    return np.array([_dice(pairs, list(indices), classes) for indices in members])
+
+
+def _dice(pairs: NDArray[np.int64], indices: list[int], classes: Classes) -> float:
+    """Of a union of classes; nan where it is nowhere, or the case says too little of it."""
+    is_open = [False] * classes.num_classes
+    for candidates in classes.candidates:
+        inside = set(candidates) & set(indices)
+        is_open.append(bool(inside) and inside != set(candidates))
+    for candidates, count in zip(classes.candidates, pairs[classes.num_classes :], strict=True):
+        is_partial = candidates in classes.unsure and set(candidates) & set(indices)
+        if is_partial and count.sum():
+            return math.nan
+    known = pairs[~np.array(is_open)]
+    both = pairs[np.ix_(indices, indices)].sum()
+    total = pairs[indices].sum() + known[:, indices].sum()
+    return float(2 * both / total) if total else math.nan

@@ -2,7 +2,9 @@
 
 CSV has the columns ``image`` (or one ``image_<channel>`` for each channel) and ``label``; JSON is
 a list of entries, or MONAI's ``{"training": [...], "validation": [...], "testing": [...]}``.
-Optional in both: ``case_id``, ``patient_id``, ``fold``. Paths are relative to the file or absolute.
+Optional in both: ``case_id``, ``patient_id``, ``fold``, and ``annotated``, the names or values of
+the classes that a label shows, if not all (in CSV with ``|`` between them). Paths are relative to
+the file or absolute.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class _Entry(Record):
     case_id: str | None = None
     patient_id: str | None = None
     fold: int | None = None
+    annotated: str | int | tuple[str | int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,18 @@ def find(path: Path) -> Dataset:
     if not cases:
         raise DataError(f"{path} lists no cases; expected at least one. Add them.")
     labels = [case.label for case in cases if case.label]
+    classes = listing.classes or find_classes(labels, path)
+    cases = [_name_annotated(case, classes) for case in cases]
+    try:
+        classes = classes.with_unsure(cases)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     return Dataset(
         name=path.stem,
         root=path.parent,
         layout="datalist",
         channels=_find_channels(cases, listing.channels, path),
-        classes=listing.classes or find_classes(labels, path),
+        classes=classes,
         cases=tuple(case for case in cases if case.label),
         unlabelled=tuple(case for case in cases if not case.label),
         splits=_find_splits(listing, path),
@@ -156,6 +165,7 @@ def _make_row(fields: Any, root: Path, source: str) -> _Row:
         images=images,
         label=existing(root / entry.label, source) if entry.label else None,
         patient_id=entry.patient_id or case_id,
+        annotated=_split_annotated(entry.annotated),
     )
     return _Row(case, entry.fold)
 
@@ -209,3 +219,18 @@ def _find_splits(listing: _Listing, path: Path) -> tuple[Split, ...]:
     ]
     check_splits(splits, [row.case for row in rows], path)
     return tuple(splits)
+
+
+def _split_annotated(listed: str | int | tuple[str | int, ...] | None) -> tuple[str, ...] | None:
+    if listed is None:
+        return None
+    parts = listed.split("|") if isinstance(listed, str) else listed
+    return tuple(str(p).strip() for p in (parts if isinstance(parts, (list, tuple)) else (parts,)))
+
+
+def _name_annotated(case: Case, classes: Classes) -> Case:
+    """With names in place of the label values that the list may give."""
+    if case.annotated is None:
+        return case
+    names = {str(v): name for v, name in zip(classes.values, classes.names, strict=True)}
+    return case.model_copy(update={"annotated": tuple(names.get(a, a) for a in case.annotated)})
