@@ -176,6 +176,8 @@ class OptimizerConfig(Record):
     """Exponent of the polynomial decay to zero."""
     gradient_clip: Positive = 12.0
     """Largest norm of the gradient."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that keep their weights, by name, as in ``encoder``."""
     ema: Probability = 0.03
     """Horizon of the moving average of the weights as a share of the training; 0 is off."""
 
@@ -209,6 +211,10 @@ class TrainingConfig(Record):
     foreground: Probability = 0.5
     """Share of each batch that is centred on a foreground voxel, classes drawn evenly."""
     num_folds: Annotated[int, Field(ge=2)] = 5
+    start_from: str | None = None
+    """A run folder or bundle: its plan is taken over, and its weights by name and shape."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """End after so many validations without a better Dice; None goes on to the end."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; by default none on a CPU, whose cores the network needs."""
 

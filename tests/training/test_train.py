@@ -473,3 +473,28 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.network.parameters())
     dice = validate(learner.network, cases, plan, dataset.classes, torch.device("cpu"))
     assert min(dice) > 0.95
+
+
+def test_training_ends_when_no_validation_gets_better(balls: Path, tmp_path: Path) -> None:
+    config = tiny("training.patience=2", "optimizer.learning_rate=1e-12")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=30)
+    rows = [json.loads(row) for row in (run / "fold_0" / "history.jsonl").read_text().splitlines()]
+    validated = [row["val_dice"] for row in rows if "val_dice" in row]
+    assert len(validated) < 8
+    assert max(validated[-2:]) <= max(validated[:-2])
+    last = weights(run)["counters"]["step"]
+    assert last < 30 * 6
+    volseg.train(balls, run, resume=True)
+    assert weights(run)["counters"]["step"] == last
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_case_that_cannot_be_cut_is_named(balls: Path, tmp_path: Path, workers: int) -> None:
+    config = tiny("training.steps_per_epoch=1")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    dataset, plan = find_dataset(balls), Plan.read_yaml(run / "plan.yaml")
+    cases = build_cache(dataset, dataset.cases[:1], plan, run / "cache")
+    (cases[0].folder / "image.npy").write_bytes(b"no array")
+    patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=1, augment=keep, seed=0)
+    with pytest.raises(DataError, match=r"^case case_00: no patch could be cut from [^\n]*$"):
+        next(iter(make_loader(patches, 0, workers, pin_memory=False)))

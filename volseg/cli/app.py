@@ -119,6 +119,12 @@ def train(
     minutes: Minutes = None,
     epochs: Annotated[int | None, typer.Option(help="Length in epochs instead.")] = None,
     fold: Annotated[str, typer.Option(help="Validation fold, or all for each in turn.")] = "0",
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many validations without a better Dice.")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Begin with this model's plan and weights.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one.")] = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -126,7 +132,9 @@ def train(
     """Train on a dataset; the run folder can predict at any time, also after Ctrl-C."""
     from volseg.config import load_config
 
-    settings = load_config(config, overrides or ())
+    chosen = {"training.patience": patience, "training.start_from": start_from}
+    flags = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    settings = load_config(config, [*(overrides or ()), *flags])
     from volseg.training import train as train_run
 
     run = train_run(

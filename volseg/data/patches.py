@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from volseg.data.cache import CachedCase
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, DataError, MachineError
 
 Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Changes a patch (C, *P) and its label (*P), depending only on the seed."""
@@ -51,10 +51,23 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         self.num_centred = batch_size * foreground
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Image (C, *P) float32 and label (*P) int64."""
+        """Image (C, *P) float32 and label (*P) int64.
+
+        Raises:
+            DataError: the prepared case cannot be read or changed; names it.
+        """
+        case = self.cases[self._case_index(number)]
+        try:
+            return self._make_patch(case, number)
+        except Exception as error:  # Whatever it is, the case must be known.
+            raise DataError(
+                f"case {case.case_id}: no patch could be cut from {case.folder} "
+                f"({type(error).__name__}: {error}). Remove that folder to prepare the case anew."
+            ) from error
+
+    def _make_patch(self, case: CachedCase, number: int) -> tuple[Tensor, Tensor]:
         step, i = divmod(number, self.batch_size)
         rng = np.random.default_rng((self.seed, step, i))
-        case = self.cases[self._case_index(number)]
         labels, foreground = case.label, case.foreground
         # Each batch has the whole part of its centred samples, and one more by chance.
         is_centred = rng.random() < self.num_centred - i
@@ -130,9 +143,35 @@ class _StepSampler(Sampler[list[int]]):
             step += 1
 
 
-def make_loader(
-    patches: PatchDataset, first_step: int, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
+class Batches:
+    """Batches of a loader; an error in a loader process reaches the caller as itself."""
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]]) -> None:
+        """Keep the loader."""
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give what the loader gives.
+
+        Raises:
+            DataError: a patch could not be made; one line that names the case.
+            MachineError: a loader process died.
+        """
+        try:
+            yield from self.loader
+        except DataError as error:
+            # A loader process sends the whole traceback as the message.
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise MachineError(
+                f"a loader process ended ({error}); most likely it was killed for its memory. Use "
+                "fewer of them: --set training.workers=0 prepares patches in the training process."
+            ) from error
+
+
+def make_loader(patches: PatchDataset, first_step: int, workers: int, pin_memory: bool) -> Batches:
     """Batches of steps `first_step`, `first_step` + 1, ...: (B, C, *P) float32 and (B, *P) int64.
 
     Args:
@@ -141,10 +180,12 @@ def make_loader(
         workers: loader processes; 0 prepares patches in the training process.
         pin_memory: for faster copies to a GPU.
     """
-    return DataLoader(
-        patches,
-        batch_sampler=_StepSampler(first_step, patches.batch_size),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
+    return Batches(
+        DataLoader(
+            patches,
+            batch_sampler=_StepSampler(first_step, patches.batch_size),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+        )
     )

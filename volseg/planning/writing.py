@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from volseg.config import Config
@@ -42,6 +43,7 @@ def write_plan(
     config: Config,
     measure: Callable[[int], Machine],
     check: Callable[[Plan], None] | None = None,
+    adapt: Callable[[Plan], Plan] | None = None,
 ) -> PlannedTraining:
     """Read every case, measure the machine, plan, and write both files.
 
@@ -51,6 +53,7 @@ def write_plan(
         config: fixed values and the length of the training.
         measure: gives the training device for a number of spatial axes.
         check: refuses a plan before it is written.
+        adapt: changes a plan before it is checked.
 
     Raises:
         DataError: a case cannot be read.
@@ -60,6 +63,8 @@ def write_plan(
     fingerprint.write_json(run.fingerprint)
     machine = measure(fingerprint.spatial_dims)
     planned = make_plan(fingerprint, machine, config, dataset.classes.num_outputs)
+    if adapt is not None:
+        planned = replace(planned, plan=adapt(planned.plan))
     if check is not None:
         check(planned.plan)
     planned.plan.write_yaml(run.plan, planned.reasons)

@@ -55,6 +55,11 @@ class Learner:
     seed: int
     counters: Counters = field(default_factory=Counters)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done, or the patience is at its end."""
+        return self.counters.is_settled or self.counters.step >= self.budget.end
+
 
 def make_learner(
     network: nn.Module,
@@ -68,7 +73,9 @@ def make_learner(
     network.to(device).train()
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     return Learner(network, average, optimizer, scaler, loss, device, budget, config, seed)
@@ -145,13 +152,13 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         clock["last"] = now
         after = budget.progress(counters.step)
         budget.correct(counters.step, counters.elapsed_s)
-        is_done = counters.step >= budget.end
+        is_done = learner.is_complete
         # A rounding error below a millionth of a round must not delay it by a step.
         if is_done or math.floor(after * num_rounds + 1e-6) > math.floor(
             before * num_rounds + 1e-6
         ):
             engine.fire_event(TrainingEvents.ROUND_COMPLETED)
-        if is_done:
+        if learner.is_complete:
             engine.terminate()
 
     trainer.add_event_handler(Events.STARTED, start)

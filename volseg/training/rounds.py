@@ -91,10 +91,12 @@ def attach_rounds(
     history: History,
     validator: Validator,
     num_rounds: int,
+    patience: int | None = None,
 ) -> None:
     """Each round: a row of history; every few rounds and at the end: validation.
 
-    The checkpoint with the best validation Dice so far is kept.
+    The checkpoint with the best validation Dice so far is kept. After `patience` validations
+    without a better one the training is complete.
     """
     losses: list[float] = []
     counters, budget = learner.counters, learner.budget
@@ -119,9 +121,16 @@ def attach_rounds(
         draw_progress(history.path.with_name("progress.png"), history.rows)
         _log_row(row, budget.end)
         dice = row.get("val_dice")
-        if dice is not None and dice > counters.best_dice:
-            counters.best_dice = dice
+        if dice is None:
+            return
+        if dice > counters.best_dice:
+            counters.best_dice, counters.validations_since_best = dice, 0
             checkpoints.save_best()
+            return
+        counters.validations_since_best += 1
+        if patience is not None and counters.validations_since_best >= patience:
+            counters.is_settled = True
+            logger.info("no better validation %d times in a row: the training ends", patience)
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
     trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, finish_round)

@@ -10,15 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Classes, Dataset
 from volseg.data.layouts import find_dataset
-from volseg.data.patches import PatchDataset, make_loader
+from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
@@ -44,6 +43,7 @@ from volseg.training.engine import (
 from volseg.training.history import History
 from volseg.training.machine import measure_machine
 from volseg.training.rounds import Validator, attach_bar, attach_rounds, choose_validation
+from volseg.training.transfer import adapt_plan, freeze, transfer_weights
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,10 @@ def prepare_training(
         machine = measure_machine(device, plan.spatial_dims)
     else:
         check = partial(check_training, config=config, classes=dataset.classes)
-        planned = write_plan(run, dataset, config, partial(measure_machine, device), check)
+        source = config.training.start_from
+        adapt = partial(adapt_plan, source=Path(source)) if source else None
+        measure = partial(measure_machine, device)
+        planned = write_plan(run, dataset, config, measure, check, adapt)
         plan, machine = planned.plan, planned.machine
     if not run.splits.exists():
         write_splits(run.splits, splits)
@@ -198,6 +201,9 @@ def check_training(plan: Plan, config: Config, classes: Classes) -> None:
     """
     network = check_network(plan, classes)
     check_supervision(network, plan.network.name, config.loss, classes)
+    freeze(network, config.optimizer.freeze)
+    if config.training.start_from is not None:
+        transfer_weights(network, plan, classes, Path(config.training.start_from))
     if config.network.pretrained is not None:
         check_pretrained(network, config.network.pretrained, plan.network.name)
 
@@ -269,14 +275,15 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, learner.counters.step)
-    if learner.counters.step >= learner.budget.end:
+    if learner.is_complete:
         logger.info("fold %d is complete; nothing to do", fold)
         return True
     history = History(folder / "history.jsonl", learner.counters.step)
     validator = _make_validator(setting, config, learner, validation_cases)
     trainer = create_trainer(learner)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
-    attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds)
+    patience = config.training.patience
+    attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds, patience)
     attach_counting(trainer, learner, num_rounds)
     attach_checkpoints(trainer, checkpoints)
     loader = _make_loader(setting, config, train_cases, learner.counters.step)
@@ -286,7 +293,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
         trainer.run(loader, max_epochs=1, epoch_length=2**62)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
     logger.info("fold %d: %d steps in %.1f minutes -> %s", fold, step, minutes, folder)
-    return step >= learner.budget.end
+    return learner.is_complete
 
 
 def _make_validator(
@@ -306,7 +313,7 @@ def _make_validator(
 
 def _make_loader(
     setting: Setting, config: Config, cases: Sequence[CachedCase], first_step: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> Batches:
     plan = setting.plan
     patches = PatchDataset(
         cases,
@@ -341,6 +348,11 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     network = build_planned_network(setting.plan, setting.dataset.classes.num_outputs)
     if config.network.pretrained and not resume and isinstance(network, ResNetUNet):
         network.load_pretrained(config.network.pretrained)
+    if training.start_from and not resume:
+        source = Path(training.start_from)
+        report = transfer_weights(network, setting.plan, setting.dataset.classes, source)
+        logger.info("%s", report)
+    freeze(network, config.optimizer.freeze)
     if training.epochs:
         budget = Budget(training.epochs * training.steps_per_epoch)
     else:
