@@ -190,7 +190,8 @@ class AugmentationConfig(Record):
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of size, applied together with the rotation."""
     flip: Probability = 0.0
-    """Per axis. Off by default: organs are not symmetric, and left is not right."""
+    """Per axis. Off by default: organs are not symmetric. Classes with a side in their names, as
+    in ``left kidney``, change places; an axis is left out where one has no counterpart."""
     noise: Probability = 0.15
     blur: Probability = 0.1
     brightness: Probability = 0.2

@@ -14,11 +14,13 @@ from makers import keep, make_dataset
 from volseg.config import AugmentationConfig
 from volseg.data.augmentation import Augmentation, rotation_range
 from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Dataset
+from volseg.data.cases import Classes, Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, cut, make_loader
 from volseg.errors import ConfigError, DataError
 from volseg.planning import NetworkPlan, Normalisation, Plan
+
+CLASSES = Classes(names=("background", "a", "b"), values=(0, 1, 2))
 
 
 def make_plan(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Plan:
@@ -101,7 +103,7 @@ def make_patches(cases: list[CachedCase], seed: int = 0, foreground: float = 0.5
         (8, 8, 8),
         batch_size=2,
         foreground=foreground,
-        augment=Augmentation(AugmentationConfig(rotate=1, noise=1), (1, 1, 1)),
+        augment=Augmentation(AugmentationConfig(rotate=1, noise=1), (1, 1, 1), CLASSES),
         seed=seed,
     )
 
@@ -212,7 +214,7 @@ def test_image_and_label_turn_together(dims: int) -> None:
     config = AugmentationConfig(
         rotate=1, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0, flip=1
     )
-    augmentation = Augmentation(config, (1.0,) * dims)
+    augmentation = Augmentation(config, (1.0,) * dims, CLASSES)
     image, turned = augmentation(label[None].float(), label, seed=3)
     assert not torch.equal(turned, label)
     assert ((image[0] > 0.5).long() == turned).float().mean() > 0.97
@@ -226,7 +228,7 @@ def test_intensity_changes_leave_the_label(shape: tuple[int, ...]) -> None:
     )
     label = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0))
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    changed, same = Augmentation(config, (1.0,) * len(shape))(image, label, seed=0)
+    changed, same = Augmentation(config, (1.0,) * len(shape), CLASSES)(image, label, seed=0)
     assert torch.equal(same, label)
     assert changed.shape == image.shape
     assert not torch.equal(changed, image)
@@ -237,6 +239,6 @@ def test_global_metadata_tracking_is_left_as_it_was() -> None:
     from monai.data.meta_obj import get_track_meta
 
     before = get_track_meta()
-    augmentation = Augmentation(AugmentationConfig(), (1, 1, 1))
+    augmentation = Augmentation(AugmentationConfig(), (1, 1, 1), CLASSES)
     augmentation(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 8, dtype=torch.int64), seed=0)
     assert get_track_meta() is before

@@ -14,7 +14,6 @@ from monai.transforms import (
     Compose,
     RandAdjustContrastd,
     RandAffined,
-    RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
     RandScaleIntensityd,
@@ -24,6 +23,8 @@ from monai.transforms import (
 from torch import Tensor
 
 from volseg.config import AugmentationConfig
+from volseg.data.cases import Classes
+from volseg.data.mirroring import plan_mirroring
 
 COARSE_AXIS = 2.0
 """An axis whose spacing is this many times the finest is not rotated into the others."""
@@ -32,8 +33,12 @@ COARSE_AXIS = 2.0
 class Augmentation:
     """Callable on a patch: image (C, *P) float32 and label (*P) in, the same shapes out."""
 
-    def __init__(self, config: AugmentationConfig, spacing_mm: Sequence[float]) -> None:
+    def __init__(
+        self, config: AugmentationConfig, spacing_mm: Sequence[float], classes: Classes
+    ) -> None:
         self.transforms = Compose(_make_transforms(config, spacing_mm))
+        self.mirroring = plan_mirroring(classes, len(spacing_mm))
+        self.flip = config.flip
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Change the patch; the same `seed` makes the same change."""
@@ -44,7 +49,8 @@ class Augmentation:
             patch = self.transforms({"image": image, "label": label[None].float()})
         finally:
             set_track_meta(was_tracking)
-        return patch["image"].float(), patch["label"][0].to(label.dtype)
+        image, label = patch["image"].float(), patch["label"][0].to(label.dtype)
+        return self.mirroring.apply(image, label, self.mirroring.draw(self.flip, seed))
 
 
 def _make_transforms(config: AugmentationConfig, spacing_mm: Sequence[float]) -> list[object]:
@@ -61,10 +67,6 @@ def _make_transforms(config: AugmentationConfig, spacing_mm: Sequence[float]) ->
             # The same for both, or a structure that is continued outside would be background.
             padding_mode="border",
         ),
-        *[
-            RandFlipd(keys=("image", "label"), prob=config.flip, spatial_axis=axis)
-            for axis in range(dims)
-        ],
         RandGaussianNoised(keys="image", prob=config.noise, std=0.15),
         RandGaussianSmoothd(
             keys="image",

@@ -320,7 +320,7 @@ def _make_loader(
         plan.patch,
         batch_size=plan.batch_size,
         foreground=config.training.foreground,
-        augment=Augmentation(config.augmentation, plan.spacing_mm),
+        augment=Augmentation(config.augmentation, plan.spacing_mm, setting.dataset.classes),
         seed=config.training.seed,
     )
     workers = _num_workers(config, setting.device)
