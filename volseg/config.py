@@ -216,6 +216,15 @@ class TrainingConfig(Record):
     """A run folder or bundle: its plan is taken over, and its weights by name and shape."""
     patience: Annotated[int, Field(gt=0)] | None = None
     """End after so many validations without a better Dice; None goes on to the end."""
+    parts: Annotated[int, Field(gt=0)] = 1
+    """A batch is computed in so many parts, whose gradients are added: the same training in less
+    memory. Doubled where memory runs out."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the network's arithmetic; auto takes 16 bits where the hardware gains by it."""
+    compile: bool | None = None
+    """By torch.compile; by default on a GPU."""
+    recompute: bool = False
+    """Compute feature maps a second time in the backward pass instead of keeping them."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; by default none on a CPU, whose cores the network needs."""
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from ignite.engine import Engine, EventEnum, Events
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from volseg.config import OptimizerConfig
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, MachineError
 from volseg.losses import MultiLevelLoss
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
+from volseg.training.precision import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,14 @@ class Learner:
     budget: Budget
     config: OptimizerConfig
     seed: int
+    precision: torch.dtype = torch.float32
+    forward: Callable[[Tensor], Any] = field(init=False)
+    """The network, perhaps compiled."""
     counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        """Compute with the network as it is until it is compiled."""
+        self.forward = self.network
 
     @property
     def is_complete(self) -> bool:
@@ -68,8 +77,9 @@ def make_learner(
     budget: Budget,
     config: OptimizerConfig,
     seed: int,
+    precision: torch.dtype = torch.float32,
 ) -> Learner:
-    """AdamW, loss scaling on a GPU, and a moving average whose horizon grows with the steps."""
+    """AdamW, loss scaling of float16, and a moving average whose horizon grows with the steps."""
     network.to(device).train()
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
     optimizer = torch.optim.AdamW(
@@ -77,8 +87,10 @@ def make_learner(
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    return Learner(network, average, optimizer, scaler, loss, device, budget, config, seed)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    return Learner(
+        network, average, optimizer, scaler, loss, device, budget, config, seed, precision
+    )
 
 
 def _average_function(
@@ -106,34 +118,70 @@ def create_trainer(learner: Learner) -> Engine:
 
     def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> float:
         image, target = (part.to(learner.device, non_blocking=True) for part in batch)
-        # The step's number seeds dropout, so that a resumed training draws the same.
-        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step)
         progress = learner.budget.progress(learner.counters.step)
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(learner.config, progress)
-        learner.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(learner.device.type, enabled=learner.scaler.is_enabled()):
-            logits = learner.network(image)
         learner.loss.progress = progress
-        loss: Tensor = learner.loss(logits, target)
-        if not torch.isfinite(loss):
+        loss = compute_gradients(learner, image, target)
+        if not math.isfinite(loss):
             raise ConfigError(
-                f"the loss became {loss.item()} at step {learner.counters.step}; expected a finite "
+                f"the loss became {loss} at step {learner.counters.step}; expected a finite "
                 "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
             )
-        torch.autograd.backward(learner.scaler.scale(loss))
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         learner.average.update_parameters(learner.network)
-        return loss.item()
+        return loss
 
     trainer = Engine(step)
     # The error itself reaches the user; ignite would announce it twice before.
     trainer.logger.setLevel(logging.CRITICAL)
     trainer.register_events(*TrainingEvents)
     return trainer
+
+
+def compute_gradients(learner: Learner, image: Tensor, target: Tensor) -> float:
+    """Forward and backward pass of a batch in ``counters.parts`` parts; returns the mean loss.
+
+    Where memory runs out the batch is computed again in twice as many parts.
+
+    Raises:
+        MachineError: one sample alone does not fit into memory.
+    """
+    while True:
+        # The step's number seeds dropout, so that a resumed training draws the same.
+        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step)
+        learner.optimizer.zero_grad(set_to_none=True)
+        try:
+            return _accumulate(learner, image, target)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if learner.counters.parts >= len(image):
+                raise MachineError(
+                    f"a patch of {list(image.shape[2:])} does not fit into the memory of "
+                    f"{learner.device}. Lower plan.patch or plan.width, or set training.recompute."
+                ) from error
+        # Behind the handler, whose error keeps the feature maps alive.
+        learner.counters.parts *= 2
+        if learner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("out of memory: batches are computed in %d parts", learner.counters.parts)
+
+
+def _accumulate(learner: Learner, image: Tensor, target: Tensor) -> float:
+    total = 0.0
+    parts = min(learner.counters.parts, len(image))
+    for some, wanted in zip(image.tensor_split(parts), target.tensor_split(parts), strict=True):
+        is_reduced = learner.precision != torch.float32
+        with torch.autocast(learner.device.type, learner.precision, enabled=is_reduced):
+            logits = learner.forward(some)
+        loss = learner.loss(logits, wanted) * (len(some) / len(image))
+        torch.autograd.backward(learner.scaler.scale(loss))
+        total += loss.item()
+    return total
 
 
 def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:

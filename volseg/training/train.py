@@ -23,6 +23,7 @@ from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import BinaryCrossEntropyDice, DiceCrossEntropy, MultiLevelLoss, RegionLoss
 from volseg.networks import ResNetUNet, SegmentationNetwork
+from volseg.networks.memory import recompute_
 from volseg.networks.pretrained import load_resnet
 from volseg.networks.resnet_unet import BLOCKS
 from volseg.planning import Plan, find_contradiction, write_plan
@@ -42,6 +43,7 @@ from volseg.training.engine import (
 )
 from volseg.training.history import History
 from volseg.training.machine import measure_machine
+from volseg.training.precision import choose_precision, compile_network
 from volseg.training.rounds import Validator, attach_bar, attach_rounds, choose_validation
 from volseg.training.transfer import adapt_plan, freeze, transfer_weights
 
@@ -360,7 +362,17 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
     outputs = len(network.supervision_strides)
     loss = _make_loss(config.loss, setting.plan.network.name, outputs, setting.dataset.classes)
-    return make_learner(network, loss, setting.device, budget, config.optimizer, training.seed)
+    if training.recompute:
+        recompute_(network)
+    precision = choose_precision(training.precision, setting.device)
+    learner = make_learner(
+        network, loss, setting.device, budget, config.optimizer, training.seed, precision
+    )
+    learner.counters.parts = training.parts
+    is_gpu = setting.device.type == "cuda"
+    if is_gpu if training.compile is None else training.compile:
+        learner.forward = compile_network(network)
+    return learner
 
 
 def _make_loss(config: LossConfig, name: str, outputs: int, classes: Classes) -> MultiLevelLoss:
