@@ -133,13 +133,13 @@ def cut(
 class _StepSampler(Sampler[list[int]]):
     """Running numbers of the samples of each step, from `first_step` on, without end."""
 
-    def __init__(self, first_step: int, batch_size: int) -> None:
-        self.first_step, self.batch_size = first_step, batch_size
+    def __init__(self, first_step: int, batch_size: int, share: tuple[int, int]) -> None:
+        self.first_step, self.batch_size, self.share = first_step, batch_size, share
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = self.first_step
+        step, (part, parts) = self.first_step, self.share
         while True:
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            yield [step * self.batch_size + i for i in range(part, self.batch_size, parts)]
             step += 1
 
 
@@ -171,7 +171,13 @@ class Batches:
             ) from error
 
 
-def make_loader(patches: PatchDataset, first_step: int, workers: int, pin_memory: bool) -> Batches:
+def make_loader(
+    patches: PatchDataset,
+    first_step: int,
+    workers: int,
+    pin_memory: bool,
+    share: tuple[int, int] = (0, 1),
+) -> Batches:
     """Batches of steps `first_step`, `first_step` + 1, ...: (B, C, *P) float32 and (B, *P) int64.
 
     Args:
@@ -179,11 +185,12 @@ def make_loader(patches: PatchDataset, first_step: int, workers: int, pin_memory
         first_step: 0, or where a resumed training goes on.
         workers: loader processes; 0 prepares patches in the training process.
         pin_memory: for faster copies to a GPU.
+        share: number of this process and of all, each of which takes every so-manieth sample.
     """
     return Batches(
         DataLoader(
             patches,
-            batch_sampler=_StepSampler(first_step, patches.batch_size),
+            batch_sampler=_StepSampler(first_step, patches.batch_size, share),
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,

@@ -22,6 +22,7 @@ from volseg.errors import ConfigError, MachineError
 from volseg.losses import MultiLevelLoss
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
+from volseg.training.parallel import add_up, count_processes, get_rank, is_first
 from volseg.training.precision import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class Learner:
     seed: int
     precision: torch.dtype = torch.float32
     forward: Callable[[Tensor], Any] = field(init=False)
-    """The network, perhaps compiled."""
+    """The network, perhaps compiled, perhaps one of several processes."""
+    wants_stop: bool = False
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -152,17 +154,19 @@ def compute_gradients(learner: Learner, image: Tensor, target: Tensor) -> float:
     """
     while True:
         # The step's number seeds dropout, so that a resumed training draws the same.
-        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step)
+        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step + 7919 * get_rank())
         learner.optimizer.zero_grad(set_to_none=True)
         try:
             return _accumulate(learner, image, target)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            if learner.counters.parts >= len(image):
+            # Processes that compute in different parts would wait for each other for ever.
+            if learner.counters.parts >= len(image) or count_processes() > 1:
                 raise MachineError(
                     f"a patch of {list(image.shape[2:])} does not fit into the memory of "
-                    f"{learner.device}. Lower plan.patch or plan.width, or set training.recompute."
+                    f"{learner.device} in {learner.counters.parts} parts of a batch. Lower "
+                    "plan.patch or plan.width, set training.recompute, or raise training.parts."
                 ) from error
         # Behind the handler, whose error keeps the feature maps alive.
         learner.counters.parts *= 2
@@ -198,6 +202,9 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         now = time.monotonic()
         counters.elapsed_s += now - clock["last"]
         clock["last"] = now
+        counters.elapsed_s, wants_stop = _agree(counters.elapsed_s, learner.wants_stop)
+        if wants_stop:
+            engine.interrupt()
         after = budget.progress(counters.step)
         budget.correct(counters.step, counters.elapsed_s)
         is_done = learner.is_complete
@@ -213,9 +220,21 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
     trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
 
 
+def _agree(elapsed_s: float, wants_stop: bool) -> tuple[float, bool]:
+    """The first process's clock, and whether any process was asked to stop."""
+    if count_processes() == 1:
+        return elapsed_s, wants_stop
+    said = torch.tensor([elapsed_s if is_first() else 0.0, float(wants_stop)], dtype=torch.float64)
+    elapsed, stops = add_up(said).tolist()
+    return elapsed, stops > 0
+
+
 def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
     """Write ``checkpoint_last.pt`` every round, every few minutes, and when the engine stops."""
     clock = {"saved": time.monotonic()}
+
+    if not is_first():
+        return
 
     def save(engine: Engine) -> None:
         checkpoints.save_last()
@@ -231,7 +250,7 @@ def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
 
 
 @contextmanager
-def stop_on_interrupt(trainer: Engine) -> Iterator[None]:
+def stop_on_interrupt(learner: Learner) -> Iterator[None]:
     """Ctrl-C ends the training after the step in flight; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -240,7 +259,7 @@ def stop_on_interrupt(trainer: Engine) -> Iterator[None]:
     def stop(signal_number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         logger.warning("stopping after this step; Ctrl-C again stops at once")
-        trainer.interrupt()
+        learner.wants_stop = True
 
     previous = signal.signal(signal.SIGINT, stop)
     try:

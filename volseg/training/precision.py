@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from volseg.errors import MachineError
 
@@ -48,7 +47,7 @@ def _has_fast_bfloat16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def compile_network(network: nn.Module) -> Callable[[torch.Tensor], Any]:
+def compile_network(network: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
     """The network compiled by torch; as it is from the first call on which that fails.
 
     The weights stay those of `network`.

@@ -21,6 +21,7 @@ from volseg.progress import Update
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import Learner, TrainingEvents
 from volseg.training.history import History
+from volseg.training.parallel import agree_on_mean, is_first
 from volseg.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -111,21 +112,23 @@ def attach_rounds(
             "step": counters.step,
             "minutes": round(counters.elapsed_s / 60, 3),
             "progress": round(progress, 4),
-            "loss": sum(losses) / len(losses),
+            "loss": agree_on_mean(sum(losses) / len(losses)),
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
         }
         losses.clear()
         if progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0:
             row |= validator.measure(checkpoints.averaged_network)
-        history.append(row)
-        draw_progress(history.path.with_name("progress.png"), history.rows)
-        _log_row(row, budget.end)
+        if is_first():
+            history.append(row)
+            draw_progress(history.path.with_name("progress.png"), history.rows)
+            _log_row(row, budget.end)
         dice = row.get("val_dice")
         if dice is None:
             return
         if dice > counters.best_dice:
             counters.best_dice, counters.validations_since_best = dice, 0
-            checkpoints.save_best()
+            if is_first():
+                checkpoints.save_best()
             return
         counters.validations_since_best += 1
         if patience is not None and counters.validations_since_best >= patience:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,17 @@ from volseg.training.engine import (
 )
 from volseg.training.history import History
 from volseg.training.machine import measure_machine
+from volseg.training.parallel import (
+    agree_on,
+    check_batch,
+    count_processes,
+    first_then_others,
+    get_rank,
+    is_first,
+    is_restart,
+    join,
+    share_gradients,
+)
 from volseg.training.precision import choose_precision, compile_network
 from volseg.training.rounds import Validator, attach_bar, attach_rounds, choose_validation
 from volseg.training.transfer import adapt_plan, freeze, transfer_weights
@@ -95,15 +106,20 @@ def train(
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
+    resume = resume or (is_restart() and any(Path(output).glob(f"fold_*/{LAST}")))
     if resume:
         config = resumed_config(Path(output), config or Config(), minutes, epochs)
     config = with_length(config or Config(), minutes, epochs)
-    setting = prepare_training(Path(dataset), Path(output), config, choose_device(device), resume)
-    for number in choose_folds(fold, len(setting.splits)):
-        has_begun = (setting.run.fold(number) / LAST).exists()
-        is_complete = train_fold(setting, number, resume and (has_begun or fold != "all"))
-        if not is_complete:
-            break
+    with join(choose_device(device)) as own:
+        prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
+        setting = first_then_others(prepare)
+        setting = replace(setting, step_seconds=agree_on(setting.step_seconds))
+        check_batch(setting.plan.batch_size)
+        for number in choose_folds(fold, len(setting.splits)):
+            has_begun = (setting.run.fold(number) / LAST).exists()
+            goes_on = resume and (has_begun or fold != "all")
+            if not train_fold(setting, number, goes_on):
+                break
     return setting.run.path
 
 
@@ -157,17 +173,24 @@ def prepare_training(
         machine = measure_machine(device, plan.spatial_dims)
     else:
         check = partial(check_training, config=config, classes=dataset.classes)
-        source = config.training.start_from
-        adapt = partial(adapt_plan, source=Path(source)) if source else None
-        measure = partial(measure_machine, device)
+        measure, adapt = partial(measure_machine, device), partial(_adapt, config=config)
         planned = write_plan(run, dataset, config, measure, check, adapt)
         plan, machine = planned.plan, planned.machine
     if not run.splits.exists():
         write_splits(run.splits, splits)
     num_outputs = dataset.classes.num_outputs
     cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_outputs)
-    step_seconds = cost.step_seconds(machine, plan.batch_size)
+    step_seconds = cost.step_seconds(machine, plan.batch_size // count_processes() or 1)
     return Setting(run, dataset, plan, splits, config, step_seconds, device)
+
+
+def _adapt(plan: Plan, config: Config) -> Plan:
+    """The plan with what another model brings along, and a batch for all processes."""
+    if config.training.start_from is not None:
+        plan = adapt_plan(plan, Path(config.training.start_from))
+    if config.plan.batch_size is None:
+        plan = plan.model_copy(update={"batch_size": plan.batch_size * count_processes()})
+    return plan
 
 
 def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -> Plan:
@@ -269,8 +292,10 @@ def check_supervision(
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     """Train one fold from its split to its last checkpoint; False if it was interrupted."""
     folder = setting.run.fold(fold)
-    config = open_fold(setting.run, fold, setting.config, resume)
-    train_cases, validation_cases = _open_cases(setting, setting.splits[fold])
+    config = first_then_others(partial(_open_config, setting, fold, resume))
+    train_cases, validation_cases = first_then_others(
+        partial(_open_cases, setting, setting.splits[fold])
+    )
     learner = _make_learner(setting, config, fold, resume)
     parts = _resumable_parts(learner)
     checkpoints = Checkpoints(folder, setting.plan, learner.average, parts, learner.counters)
@@ -280,7 +305,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     if learner.is_complete:
         logger.info("fold %d is complete; nothing to do", fold)
         return True
-    history = History(folder / "history.jsonl", learner.counters.step)
+    history = first_then_others(partial(History, folder / "history.jsonl", learner.counters.step))
     validator = _make_validator(setting, config, learner, validation_cases)
     trainer = create_trainer(learner)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
@@ -289,13 +314,19 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     attach_counting(trainer, learner, num_rounds)
     attach_checkpoints(trainer, checkpoints)
     loader = _make_loader(setting, config, train_cases, learner.counters.step)
-    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(trainer):
+    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(learner):
         attach_bar(trainer, learner, history, update)
         # The budget ends the training; ignite only needs a length that is never reached.
         trainer.run(loader, max_epochs=1, epoch_length=2**62)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
     logger.info("fold %d: %d steps in %.1f minutes -> %s", fold, step, minutes, folder)
     return learner.is_complete
+
+
+def _open_config(setting: Setting, fold: int, resume: bool) -> Config:
+    if is_first():
+        return open_fold(setting.run, fold, setting.config, resume)
+    return Config.read_yaml(setting.run.fold(fold) / "config.yaml")
 
 
 def _make_validator(
@@ -326,7 +357,9 @@ def _make_loader(
         seed=config.training.seed,
     )
     workers = _num_workers(config, setting.device)
-    return make_loader(patches, first_step, workers, pin_memory=setting.device.type == "cuda")
+    is_gpu = setting.device.type == "cuda"
+    share = (get_rank(), count_processes())
+    return make_loader(patches, first_step, workers, pin_memory=is_gpu, share=share)
 
 
 def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
@@ -369,9 +402,10 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
         network, loss, setting.device, budget, config.optimizer, training.seed, precision
     )
     learner.counters.parts = training.parts
+    learner.forward = share_gradients(network, setting.device)
     is_gpu = setting.device.type == "cuda"
     if is_gpu if training.compile is None else training.compile:
-        learner.forward = compile_network(network)
+        learner.forward = compile_network(learner.forward)
     return learner
 
 

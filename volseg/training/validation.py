@@ -14,6 +14,7 @@ from volseg.data.cache import CachedCase
 from volseg.data.cases import Classes
 from volseg.inference.windows import predict_scores, to_class_scores
 from volseg.planning.plan import Plan
+from volseg.training.parallel import add_up, count_processes, get_rank
 
 
 def validate(
@@ -26,17 +27,22 @@ def validate(
     """Mean Dice per region, or per foreground class, over `cases`; nan where no case has it.
 
     A case counts for a class unless reference and prediction are both empty, as in
-    `volseg.evaluation`. Leaves the network in the mode it was in.
+    `volseg.evaluation`. Leaves the network in the mode it was in. Of several processes each takes
+    its share of the cases, and all get the result.
     """
     was_training = network.training
     network.eval()
-    rows = [_case_dice(network, case, plan, classes, device) for case in cases]
+    own = cases[get_rank() :: count_processes()]
+    number = classes.num_outputs - (0 if classes.regions else 1)
+    dice = np.full((len(own), number), math.nan)
+    for row, case in zip(dice, own, strict=True):
+        row[:] = _case_dice(network, case, plan, classes, device)
     network.train(was_training)
-    dice = np.stack(rows)
     counted = np.isfinite(dice)
-    total = np.where(counted, dice, 0).sum(0)
+    sums = np.stack([np.where(counted, dice, 0).sum(0), counted.sum(0)])
+    total, count = add_up(torch.from_numpy(sums)).numpy()
     with np.errstate(invalid="ignore"):
-        return [float(value) for value in total / counted.sum(0)]
+        return [float(value) for value in total / count]
 
 
 def _case_dice(
