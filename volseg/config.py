@@ -127,6 +127,8 @@ class PlanConfig(Record):
     batch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0)] | None = None
     """Feature maps at the finest level; doubled at each coarser one."""
+    pocket: bool | None = None
+    """The same number of feature maps at every level (PocketNet) instead of twice as many."""
     num_levels: Annotated[int, Field(ge=2)] | None = None
     normalisation: Literal["ct", "zscore"] | None = None
     """For every channel; by default from the channel's name and its values."""
@@ -166,8 +168,12 @@ class LossConfig(Record):
 
 
 class OptimizerConfig(Record):
-    """AdamW with warm-up and polynomial decay over the real length of the training."""
+    """Warm-up and polynomial decay over the real length of the training."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent with Nesterov momentum."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of stochastic gradient descent."""
     learning_rate: Positive = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup: Probability = 0.03

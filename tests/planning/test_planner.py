@@ -12,7 +12,14 @@ from volseg.config import Config, load_config, with_length
 from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.networks import list_networks
-from volseg.planning import Fingerprint, Machine, NetworkPlan, Plan, make_plan
+from volseg.planning import (
+    Fingerprint,
+    Machine,
+    NetworkPlan,
+    Plan,
+    find_contradiction,
+    make_plan,
+)
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
 from volseg.planning.planner import choose_spacing, is_ct, plan_levels
@@ -249,3 +256,12 @@ def test_shipped_configs_fit_every_network(path: Path, name: str) -> None:
     plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
     assert plan.network.name == name
     check_training(plan, config, Classes(names=("background", "a", "b"), values=(0, 1, 2)))
+
+
+def test_pocket_network_has_one_width() -> None:
+    config = load_config(None, ["plan.pocket=true", "plan.width=24"])
+    plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
+    assert set(plan.network.channels) == {24}
+    assert len(plan.network.channels) > 2
+    assert find_contradiction(plan, config) is None
+    assert find_contradiction(plan, load_config(None, ["plan.pocket=false"])) == "pocket"

@@ -14,7 +14,7 @@ from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import build_network, list_networks
 from volseg.networks.memory import recompute_
 from volseg.training.budget import Budget
-from volseg.training.engine import Learner, compute_gradients, make_learner
+from volseg.training.engine import Learner, compute_gradients, make_learner, make_optimizer
 from volseg.training.precision import choose_precision, compile_network
 
 CPU = torch.device("cpu")
@@ -165,3 +165,20 @@ def test_recomputed_feature_maps_give_the_same_gradient(name: str) -> None:
     assert_near(gradients(learner), gradients(usual))
     assert learner.network.state_dict().keys() == usual.network.state_dict().keys()
     assert count_kept(learner) < count_kept(usual)
+
+
+def test_steepest_descent_with_nesterov_momentum() -> None:
+    config = Config().optimizer.model_copy(
+        update={"name": "sgd", "momentum": 0.9, "weight_decay": 0.1, "learning_rate": 0.01}
+    )
+    weight = nn.Parameter(torch.tensor([2.0]))
+    network = nn.ParameterList([weight])
+    optimizer = make_optimizer(network, config)
+    velocity, expected = 0.0, 2.0
+    for gradient in (1.0, -0.5):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        slope = gradient + 0.1 * expected
+        velocity = 0.9 * velocity + slope
+        expected -= 0.01 * (slope + 0.9 * velocity)
+    assert weight.item() == pytest.approx(expected)

@@ -264,8 +264,9 @@ class _Search:
 
     def _network(self, width: int, patch: tuple[int, ...]) -> NetworkPlan:
         strides, kernels = plan_levels(patch, self.spacing_mm, self.config.plan.num_levels)
+        growth = 1 if self.config.plan.pocket else 2
         channels = tuple(
-            min(width * 2**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
+            min(width * growth**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
         )
         chosen = self.config.network
         return NetworkPlan.parse(

@@ -91,6 +91,7 @@ def find_contradiction(plan: Plan, config: Config) -> str | None:
         "patch": plan.patch,
         "batch_size": plan.batch_size,
         "width": network.channels[0],
+        "pocket": len(set(network.channels)) == 1,
         "num_levels": len(network.channels),
         "normalisation": "/".join(sorted({n.scheme for n in plan.normalisation})),
     }

@@ -81,18 +81,24 @@ def make_learner(
     seed: int,
     precision: torch.dtype = torch.float32,
 ) -> Learner:
-    """AdamW, loss scaling of float16, and a moving average whose horizon grows with the steps."""
+    """Optimiser, loss scaling of float16, and a moving average whose horizon grows with the steps."""
     network.to(device).train()
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-    )
+    optimizer = make_optimizer(network, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     return Learner(
         network, average, optimizer, scaler, loss, device, budget, config, seed, precision
     )
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser of all parameters that are not frozen."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        momentum = config.momentum
+        return torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0, **common)
+    return torch.optim.AdamW(parameters, **common)
 
 
 def _average_function(
