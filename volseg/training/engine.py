@@ -81,7 +81,7 @@ def make_learner(
     seed: int,
     precision: torch.dtype = torch.float32,
 ) -> Learner:
-    """Optimiser, loss scaling of float16, and a moving average whose horizon grows with the steps."""
+    """Optimiser, loss scaling of float16, and a moving average over a growing horizon."""
     network.to(device).train()
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
     optimizer = make_optimizer(network, config)
