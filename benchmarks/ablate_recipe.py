@@ -2,8 +2,9 @@
 
 ``python benchmarks/ablate_recipe.py DATASET OUTPUT --minutes 5``
 
-Each training is planned, run on fold 0, and scored on the cases that it has not seen, by the commands
-that a user types. Nothing else should run beside it. What OUTPUT holds already is not run again.
+Each training is planned, run on fold 0, and scored on the cases that it has not seen, by the
+commands that a user types. Nothing else should run beside it. What OUTPUT holds already is not run
+again.
 """
 
 from __future__ import annotations
