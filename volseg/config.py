@@ -158,7 +158,7 @@ class LossConfig(Record):
         | None
     ) = None
     """A rule, or one weight per output, main output first; see `volseg.losses.MultiLevelLoss`. By
-    default as the network's source has them, and halved where it says nothing."""
+    default equal for ``unetplusplus``, ``dsn`` for ``dsn3d`` with three outputs, else halved."""
     supervision_target: Literal["nearest-exact", "area", "max"] = "nearest-exact"
     """How the labels are brought to a coarser output."""
     supervision_resolution: Literal["native", "full"] = "native"

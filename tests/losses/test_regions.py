@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional
 
@@ -138,11 +139,14 @@ def test_wrong_regions_are_refused(regions, message):
         RegionLoss(BinaryCrossEntropyDice(), regions)
 
 
-@pytest.mark.parametrize("loss", [DiceCrossEntropy(), SoftDice()])
+@pytest.mark.parametrize("loss", [DiceCrossEntropy(), SoftDice(), DiceLoss(softmax=True)])
 def test_classes_that_exclude_each_other_are_no_regions(loss):
     with pytest.raises(ConfigError, match=f"{type(loss).__name__} with softmax"):
         RegionLoss(loss, BRATS)
     RegionLoss(SoftDice("sigmoid"), BRATS)
+    RegionLoss(DiceLoss(sigmoid=True), BRATS)
+    with pytest.raises(ConfigError, match="regions 3; expected a list of lists"):
+        RegionLoss(SoftDice("sigmoid"), 3)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ VARIANTS = {name: (name, {}) for name in list_networks()} | {
             "deep_supervision": True,
         },
     ),
+    "resnet_unet-group-norm": (
+        "resnet_unet",
+        {"norm": ["group", {"num_groups": 2}], "decoder_norm": "none", "stem": "k3s1"},
+    ),
     "hypercolumn-group-norm": ("hypercolumn_unet", {"norm": ["group", {"num_groups": 2}]}),
     "unet3d-encoder-taps": (
         "unet3d_deep_supervision",
@@ -163,10 +167,10 @@ def test_training_gives_what_the_supervision_strides_say(network):
 
 
 def test_gradient_reaches_every_parameter(network):
-    for parameter in network.parameters():
-        if parameter.dim() == 1:
-            # A scale that begins at zero hides all in front of it from the first step's gradient.
-            nn.init.normal_(parameter, 1, 0.1)
+    for name, parameter in network.named_parameters():
+        # A scale that begins at zero hides all in front of it from the first step's gradient.
+        if name.endswith("norm.weight") and not parameter.any():
+            nn.init.ones_(parameter)
     sum(output.square().mean() for output in train(network, make_image(network))).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

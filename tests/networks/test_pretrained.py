@@ -195,7 +195,7 @@ def test_state_dict_that_does_not_fit_is_refused(save, state):
 
 def test_state_dict_of_other_widths_is_refused(save):
     state = make_state(18, widths=(8, 8, 16, 32, 64))
-    with pytest.raises(DataError, match="its first stage has 8 channels; expected 4"):
+    with pytest.raises(DataError, match=r"is \[8, 8, 3, 3\]; expected \[4, 4, 3, 3\]"):
         build(pretrained=save(state))
 
 

@@ -286,6 +286,13 @@ def test_unpadded_convolutions_leave_two_voxels_at_the_coarsest_level():
     assert network(torch.zeros(1, 1, 12, 12)).shape == (1, 2, 4, 4)
     with pytest.raises(ConfigError, match=r"expected at least \[12, 12\]"):
         network(torch.zeros(1, 1, 10, 10))
+    # One voxel is enough where nothing is normalised, and along an axis where nothing happens.
+    network = build("unet_original", norm="none", **options).eval()
+    assert network(torch.zeros(1, 1, 10, 10)).shape == (1, 2, 2, 2)
+    thin = {**options, "strides": (1, (1, 2)), "kernel_sizes": ((1, 3), (1, 3))}
+    network = build("unet_original", norm="instance", **thin).eval()
+    assert network.smallest[0] == 1
+    assert network(torch.zeros(1, 1, *network.smallest)).shape[2] == 1
 
 
 def test_norm_of_the_decoder_counts_where_it_works_at_the_coarsest_level():
@@ -297,9 +304,11 @@ def test_norm_of_the_decoder_counts_where_it_works_at_the_coarsest_level():
 
 
 @pytest.mark.parametrize("name", list_networks())
-def test_smallest_input_is_taken_and_named(name):
+def test_smallest_input_leaves_a_voxel(name):
     network = build(name, norm="none").eval()
     assert network(torch.zeros(1, 1, *network.smallest)).shape[2:] == network.smallest
+    with pytest.raises(ConfigError, match="input size"):
+        network(torch.zeros(1, 1, *(size - 1 for size in network.smallest)))
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -348,6 +348,7 @@ def test_same_command_trains_the_next_fold(balls: Path, tmp_path: Path) -> None:
     [
         (["network.name=unetplusplus"], "same"),
         (["network.name=unet3d_deep_supervision"], "halving"),
+        (["network.name=dsn3d", "plan.num_levels=4", "plan.patch=[32, 32, 32]"], "dsn"),
         (["network.name=dsn3d", "loss.supervision_weights=two"], "two"),
     ],
 )
@@ -393,6 +394,10 @@ def test_outputs_are_weighted_as_the_source_does_unless_said(
             "expected the same size",
         ),
         (["network.name=unet3d_original", "plan.width=5"], "expected even numbers"),
+        (
+            ["network.name=laddernet", "loss.dice_weight=0", "loss.cross_entropy_weight=0"],
+            "^dice_weight 0.* one of them above",
+        ),
     ],
 )
 def test_network_that_cannot_train_is_refused_before_anything_is_kept(

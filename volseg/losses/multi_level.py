@@ -12,7 +12,7 @@ from torch.nn import functional
 from volseg.errors import ConfigError, check_choice
 from volseg.losses.coarsening import average, pick_foreground, subsample
 from volseg.losses.regions import RegionLoss
-from volseg.losses.targets import check_weights, with_channel_axis
+from volseg.losses.targets import check_weights, is_number, with_channel_axis
 
 WeightScheme = Literal["halving", "exp", "two", "same", "dsn"]
 
@@ -81,7 +81,7 @@ class MultiLevelLoss(nn.Module):
         super().__init__()
         check_choice("target", target, _TARGETS)
         check_choice("resolution", resolution, _RESOLUTIONS)
-        if not isinstance(decay, (int, float)) or not 0 < decay <= 1:
+        if not is_number(decay) or not 0 < decay <= 1:
             raise ConfigError(f"decay {decay!r}; expected above 0 and at most 1, a number.")
         _check_weights(weights)
         self.loss = loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -47,9 +48,11 @@ class RegionLoss(nn.Module):
                 loss with softmax.
         """
         super().__init__()
+        if not isinstance(regions, Sequence):
+            raise ConfigError(f"regions {regions!r}; expected a list of lists of classes.")
         for classes in regions:
             _check_region(classes)
-        if getattr(loss, "activation", "sigmoid") != "sigmoid":
+        if getattr(loss, "activation", None) == "softmax" or getattr(loss, "softmax", None) is True:
             raise ConfigError(
                 f"{type(loss).__name__} with softmax; expected a loss with activation 'sigmoid': a "
                 "voxel may be in several regions. BinaryCrossEntropyDice is one."
@@ -57,7 +60,7 @@ class RegionLoss(nn.Module):
         if not regions:
             raise ConfigError("no regions; expected one or more lists of classes.")
         self.loss = loss
-        self.regions = tuple(tuple(classes) for classes in regions)
+        self.regions = tuple(tuple(int(c) for c in classes) for classes in regions)
         self.num_classes = num_classes or 1 + max(map(max, self.regions))
         self.candidates = tuple(tuple(classes) for classes in candidates)
 
@@ -104,7 +107,9 @@ class RegionLoss(nn.Module):
 
 def _check_region(classes: Sequence[int]) -> None:
     is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
-    are_classes = is_list and all(type(c) is int and c > 0 for c in classes)
+    are_classes = is_list and all(
+        isinstance(c, numbers.Integral) and not isinstance(c, bool) and c > 0 for c in classes
+    )
     if not are_classes or not classes or len(set(classes)) < len(classes):
         raise ConfigError(
             f"region {classes!r}; expected one or more different classes from 1, as a list."

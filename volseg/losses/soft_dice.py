@@ -9,7 +9,7 @@ from monai.losses import DiceLoss
 from torch import nn
 
 from volseg.errors import ConfigError
-from volseg.losses.targets import prepare, to_channels
+from volseg.losses.targets import is_number, prepare, to_channels
 
 
 class SoftDice(nn.Module):
@@ -54,7 +54,7 @@ class SoftDice(nn.Module):
         super().__init__()
         if activation not in ("softmax", "sigmoid"):
             raise ConfigError(f"activation '{activation}'; expected softmax or sigmoid.")
-        if not isinstance(smooth, (int, float)) or not smooth > 0:
+        if not is_number(smooth) or not smooth > 0:
             raise ConfigError(f"smooth {smooth!r}; expected above 0, a number.")
         self.activation = activation
         is_sigmoid = activation == "sigmoid"

@@ -7,6 +7,7 @@ in [0, 1].
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -117,6 +118,11 @@ def make_candidates(num_classes: int, candidates: Sequence[Sequence[int]]) -> to
     return rows
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number (numpy's too, but no bool)."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_weights(what: str, weights: Sequence[float]) -> None:
     """Refuse weights that are negative, not finite, or all zero.
 
@@ -127,6 +133,6 @@ def check_weights(what: str, weights: Sequence[float]) -> None:
     Raises:
         ConfigError: one of these.
     """
-    are_numbers = all(isinstance(w, (int, float)) for w in weights)
+    are_numbers = all(is_number(weight) for weight in weights)
     if not are_numbers or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise ConfigError(f"{what}; expected at least 0, and one of them above, as numbers.")

@@ -166,7 +166,7 @@ class ResidualBlock(nn.Module):
         self.activation = make_activation(style.activation)
 
     def start_as_identity_(self) -> None:
-        """Let the normalisation in front of the sum begin with zeros: the shortcut alone counts."""
+        """Let the norm in front of the sum, if it has a scale, begin with zeros."""
         for name, parameter in self.conv2.named_parameters():
             if name.startswith("norm."):
                 nn.init.zeros_(parameter)

@@ -31,29 +31,36 @@ class Levels:
         """Input voxels per voxel of each level and axis."""
         return tuple(itertools.accumulate(self.strides, _multiply))
 
-    def find_smallest(self, last_kernel: Sequence[int] | None = None) -> tuple[int, ...]:
+    def find_smallest(
+        self, *, has_norm: bool, last_kernel: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Per axis the smallest input of a U-Net whose double convolutions are not padded.
 
-        Two voxels are left at the coarsest level, over which a normalisation makes sense.
-
         Args:
+            has_norm: leave two voxels at the coarsest level, over which a normalisation makes
+                sense; an axis along which nothing happens may have one.
             last_kernel: of a convolution behind the decoder, if there is one.
         """
         needed = last_kernel or (1,) * len(self.strides[0])
-        return tuple(
-            next(n for n in itertools.count(1) if self._unpadded_output(n, axis) >= least)
-            for axis, least in enumerate(needed)
-        )
+        smallest = []
+        for axis, least in enumerate(needed):
+            is_idle = all(sizes[axis] == 1 for sizes in (*self.strides, *self.kernel_sizes))
+            coarsest = 2 if has_norm and not is_idle else 1
+            sizes = itertools.count(1)
+            smallest.append(
+                next(n for n in sizes if self._unpadded_output(n, axis, coarsest) >= least)
+            )
+        return tuple(smallest)
 
-    def _unpadded_output(self, size: int, axis: int) -> int:
-        """Size behind the decoder; 0 or less where a convolution has too little to see."""
+    def _unpadded_output(self, size: int, axis: int, coarsest: int) -> int:
+        """Size behind the decoder; 0 or less where less than `coarsest` is left before it."""
         strides = [stride[axis] for stride in self.strides]
         margins = [2 * (kernel[axis] - 1) for kernel in self.kernel_sizes]
         for stride, margin in zip(strides, margins, strict=True):
             size = size // stride - margin
             if size < 1:
                 return size
-        if size < 2:
+        if size < coarsest:
             return 0
         for stride, margin in zip(strides[:0:-1], margins[-2::-1], strict=True):
             size = size * stride - margin

@@ -34,7 +34,8 @@ class SegmentationNetwork(nn.Module):
         in_channels: channels of the input.
         out_channels: classes, background counted.
         divisor: per axis; input sizes must be multiples of it.
-        smallest: per axis; the least size of an input.
+        smallest: per axis; below it no voxel is left at the coarsest level, where a normalisation
+            may need more than one.
         total_stride: per axis, input voxels per voxel of the coarsest level.
         supervision_strides: per output in training mode, input voxels per logit voxel and axis.
         deep_supervision: see `set_deep_supervision`.

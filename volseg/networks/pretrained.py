@@ -77,11 +77,12 @@ def load_resnet(network: ResNetUNet, path: Path, blocks: Sequence[int]) -> Pretr
             f"{path} does not fit; expected the state dict of a torchvision ResNet-{network.depth}."
         )
     # The first unit's other convolution also sees the stem, whose width may be its own.
-    if "layer1.0.conv2.weight" not in found:
+    if (name := "layer1.0.conv2.weight") not in found:
+        has = list(state[name].shape) if name in state else "no such tensor"
+        wants = list(stages[0].first.convs[1].conv.weight.shape)
         raise DataError(
-            f"{path} does not fit: its first stage has {len(state['layer1.0.conv2.weight'])} "
-            f"channels; expected {stages[0].first.convs[1].conv.out_channels}. Give the network "
-            "the widths of the file."
+            f"{path} does not fit: {name} is {has}; expected {wants}. Give the network the widths "
+            "and kernels of the file."
         )
     with torch.no_grad():
         for _, tensor, value in found.values():

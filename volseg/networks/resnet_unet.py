@@ -109,7 +109,8 @@ class ResNetUNet(SegmentationNetwork):
             strides: of stem and stages, one or per axis; the pooling carries stage 1's. By default
                 2 each, or 1 and then 2 with the small stem.
             kernel_sizes: of stem and stages, odd, one or per axis. By default 7 and then 3, or 3
-                with the small stem. Decoder levels have that of their tap, at most 3 at the stem's.
+                with the small stem. Decoder levels have that of their tap, the head and the
+                levels in front of a large stem at most 3.
             blocks: units per stage. By default those of `depth`, cut or with the last repeated.
             stem: ``"k7s2pool"`` or ``"k3s1"``.
             first_stage: the first unit of stage 1 has a ``"projection"`` of its input, or adds it
@@ -134,14 +135,16 @@ class ResNetUNet(SegmentationNetwork):
         is_small = stem == "k3s1"
         levels = _make_levels(spatial_dims, channels, strides, kernel_sizes, is_small)
         channels = levels.channels
-        is_instance = split_norm(decoder_norm)[0] == "instance"
+        strictness = ("none", "group", "batch", "instance")
+        names = (split_norm(decoder_norm)[0], split_norm(norm)[0])
+        is_stricter = strictness.index(names[0]) > strictness.index(names[1])
         super().__init__(
             spatial_dims,
             in_channels,
             out_channels,
             total_stride=levels.total_strides[-1],
             # Behind a last stride of 1 the decoder, too, works at the coarsest resolution.
-            norm=decoder_norm if is_instance and set(levels.strides[-1]) == {1} else norm,
+            norm=decoder_norm if is_stricter and set(levels.strides[-1]) == {1} else norm,
         )
         self.depth = int(depth)
         style = Style(spatial_dims, norm, activation, order="NAC", bias=False)
@@ -297,8 +300,12 @@ class ImageNorm(nn.Module):
         """
         super().__init__()
         name, options = split_norm(style.norm)
-        affine = {} if name == "none" else {"affine": False}
-        self.norm = make_norm((name, {**options, **affine}), style.spatial_dims, channels)
+        if name != "none":
+            options["affine"] = False
+        if name == "group":
+            # The channels of an image are few; one group holds them all.
+            options["num_groups"] = 1
+        self.norm = make_norm((name, options), style.spatial_dims, channels)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

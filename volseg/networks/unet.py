@@ -46,7 +46,7 @@ class UNet(SegmentationNetwork):
     anisotropic voxels can become isotropic first. With deep supervision every decoder level but
     the coarsest has a head. nnU-Net gives that one a head too, with weight zero in the loss; the
     convolutions, their order and their initialisation are otherwise the same. A residual block
-    begins as its shortcut.
+    begins as its shortcut where its norm has a scale.
 
     References:
         O. Ronneberger, P. Fischer, T. Brox: U-Net: Convolutional Networks for Biomedical Image

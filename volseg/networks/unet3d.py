@@ -127,7 +127,7 @@ class UNet3d(SegmentationNetwork):
         )
         self.supervises_encoder = supervision == "encoder"
         if padding == "valid":
-            self.smallest = levels.find_smallest()
+            self.smallest = levels.find_smallest(has_norm=self.coarsest_norm != "none")
         style = Style(spatial_dims, norm, activation, dropout=dropout, padding=padding)
         widths = [(width // 2, width) for width in channels]
         self.encoder = PooledEncoder(style, self.in_channels, levels, widths)

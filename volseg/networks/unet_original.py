@@ -138,7 +138,10 @@ class OriginalUNet(SegmentationNetwork):
         head = make_conv(spatial_dims, width, self.out_channels)
         self.head = nn.Sequential(*tail, head)
         if padding == "valid":
-            self.smallest = levels.find_smallest(None if penultimate is None else kernel)
+            self.smallest = levels.find_smallest(
+                has_norm=self.coarsest_norm != "none",
+                last_kernel=None if penultimate is None else kernel,
+            )
         initialise_he_(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -282,9 +282,10 @@ def check_supervision(
             f"loss.supervision_target '{config.supervision_target}' with voxels of unknown class; "
             "expected 'nearest-exact'. Leave it out."
         )
+    loss = _make_loss(config, name, len(strides), classes)
     if len(strides) > 1:
         try:
-            _make_loss(config, name, len(strides), classes).check_outputs(len(strides))
+            loss.check_outputs(len(strides))
         except ConfigError as error:
             raise ConfigError(f"loss.supervision_weights: {error}") from error
 
