@@ -14,7 +14,9 @@ from volseg.data.cases import Dataset
 from volseg.inference.model import build_planned_network
 from volseg.planning.plan import Plan
 
-HEADER = "| training | widths | parameters | seconds per step | steps | mean Dice |\n|---|---|---|---|---|---|"
+HEADER = """\
+| training | widths | parameters | seconds per step | steps | mean Dice |
+|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def to_class_scores(scores: Tensor, classes: Classes) -> Tensor:
         return scores
     weights, offsets = region_decoding(classes)
     offset = torch.tensor(offsets).reshape(-1, *[1] * (scores.dim() - 1))
-    return torch.tensordot(torch.tensor(weights), scores, 1) + offset
+    combined: Tensor = torch.tensordot(torch.tensor(weights), scores, 1)
+    return combined + offset
 
 
 def region_decoding(classes: Classes) -> tuple[list[list[float]], list[float]]:

@@ -8,8 +8,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from volseg.networks.encoder import ResidualBlock
+from volseg.networks.hypercolumn_unet import ResidualStage
 from volseg.networks.laddernet import SharedBlock
 from volseg.networks.layers import ConvStack
+from volseg.networks.resnet_unet import PreActivationUnit
+
+BLOCKS = (ConvStack, ResidualBlock, ResidualStage, SharedBlock, PreActivationUnit)
 
 
 def recompute_(network: nn.Module) -> None:
@@ -22,7 +26,7 @@ def recompute_(network: nn.Module) -> None:
         network: changed in place; weights and their names stay.
     """
     for module in network.modules():
-        if isinstance(module, (ConvStack, ResidualBlock, SharedBlock)):
+        if isinstance(module, BLOCKS):
             module.forward = functools.partial(  # type: ignore[method-assign]
                 checkpoint, module.forward, use_reentrant=False
             )

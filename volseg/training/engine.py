@@ -94,11 +94,13 @@ def make_learner(
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser of all parameters that are not frozen."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rate, decay = config.learning_rate, config.weight_decay
     if config.name == "sgd":
         momentum = config.momentum
-        return torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0, **common)
-    return torch.optim.AdamW(parameters, **common)
+        return torch.optim.SGD(
+            parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0
+        )
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
 
 def _average_function(
