@@ -170,10 +170,10 @@ class LossConfig(Record):
 class OptimizerConfig(Record):
     """Warm-up and polynomial decay over the real length of the training."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or stochastic gradient descent with Nesterov momentum."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Of stochastic gradient descent."""
+    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    """AdamW, Muon (`volseg.training.muon`), or stochastic gradient descent by Nesterov."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of Muon (0.95 by default) and of stochastic gradient descent (0.99)."""
     learning_rate: Positive = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup: Probability = 0.03

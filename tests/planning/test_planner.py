@@ -22,7 +22,7 @@ from volseg.planning import (
 )
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
-from volseg.planning.planner import choose_spacing, is_ct, plan_levels
+from volseg.planning.planner import COARSER, choose_spacing, is_ct, plan_levels
 from volseg.training.train import check_training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -54,6 +54,7 @@ def make_fingerprint(
     spacings: tuple[tuple[float, ...], ...] = ((1.0, 1.0, 1.0),),
     channel: ChannelFingerprint | None = None,
     full_shape: tuple[int, ...] | None = None,
+    radius_mm: float = 5.0,
 ) -> Fingerprint:
     cases = tuple(
         CaseFingerprint(
@@ -62,6 +63,7 @@ def make_fingerprint(
             shape=shape,
             spacing_mm=spacing,
             class_voxels=(100, 10),
+            class_radius_mm=(0, radius_mm),
         )
         for i, spacing in enumerate(spacings * 4)
     )
@@ -265,3 +267,22 @@ def test_pocket_network_has_one_width() -> None:
     assert len(plan.network.channels) > 2
     assert find_contradiction(plan, config) is None
     assert find_contradiction(plan, load_config(None, ["plan.pocket=false"])) == "pocket"
+
+
+def test_large_structures_are_seen_at_a_coarser_spacing_where_time_is_short() -> None:
+    fingerprint = make_fingerprint((300, 300, 100), ((0.8, 0.8, 2.0),), radius_mm=20)
+    plan = plan_for(fingerprint, 10)
+    # The finest axes alone, by whole steps, and never beyond 0.08 x 20 mm.
+    steps = math.log(plan.spacing_mm[0] / 0.8) / math.log(COARSER)
+    assert steps == pytest.approx(round(steps), abs=1e-3)
+    assert plan.spacing_mm == pytest.approx((plan.spacing_mm[0], plan.spacing_mm[0], 2.0))
+    assert 0.8 < plan.spacing_mm[0] <= 1.6
+    small = make_fingerprint((300, 300, 100), ((0.8, 0.8, 2.0),), radius_mm=9)
+    assert plan_for(small, 10).spacing_mm == (0.8, 0.8, 2.0)
+    fixed = plan_for(fingerprint, 10, "plan.spacing_mm=[0.8,0.8,2.0]")
+    assert fixed.spacing_mm == (0.8, 0.8, 2.0)
+
+
+def test_volume_that_a_patch_covers_keeps_its_spacing() -> None:
+    plan = plan_for(make_fingerprint(radius_mm=100), 15)
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)

@@ -5,9 +5,11 @@ All axes are canonical (right, anterior, superior); shapes are after cropping to
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +23,26 @@ from volseg.errors import DataError
 VOXELS_PER_CASE = 20_000
 """Foreground voxels drawn per case for the intensity statistics."""
 
+STAIRCASE = {2: 4 / math.pi, 3: 1.5}
+"""Area of a ball's voxel faces over that of its surface."""
 
 MAX_READERS = 8
 """Each reader holds one case: more cost memory, and one disk serves no more."""
 
 
 class CaseFingerprint(Record):
-    """One case: its grid, and how many voxels each class has."""
+    """One case: its grid, and how many voxels and how thick each class is.
+
+    `class_radius_mm` is the radius of a ball with as much volume per surface; 0 of an absent class
+    and of the background.
+    """
 
     case_id: str
     full_shape: tuple[int, ...]
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     class_voxels: tuple[int, ...]
+    class_radius_mm: tuple[float, ...]
 
 
 class ChannelFingerprint(Record):
@@ -61,6 +70,12 @@ class Fingerprint(Record):
     def median_spacing_mm(self) -> tuple[float, ...]:
         """Median voxel size per canonical axis."""
         return tuple(float(v) for v in np.median([c.spacing_mm for c in self.cases], axis=0))
+
+    @property
+    def radius_mm(self) -> float:
+        """Of the thinnest class: median over the cases that have it."""
+        by_class = np.array([case.class_radius_mm for case in self.cases])[:, 1:].T
+        return min(float(np.median(radii[radii > 0])) for radii in by_class if radii.any())
 
     @property
     def content_fraction(self) -> float:
@@ -139,9 +154,36 @@ def _measure_case(
         shape=content.shape,
         spacing_mm=geometry.spacing_mm,
         class_voxels=tuple(int(count) for count in counts),
+        class_radius_mm=measure_radii(label, geometry.spacing_mm, number),
     )
     flat = array.reshape(len(array), -1)
     return row, flat[:, foreground], flat.min(axis=1)
+
+
+def measure_radii(
+    label: NDArray[np.integer[Any]], spacing_mm: Sequence[float], num_classes: int
+) -> tuple[float, ...]:
+    """Radius in mm of the ball with the volume per surface that each class has; 0 if absent.
+
+    The surface is that of the voxel faces, corrected for their staircase.
+
+    Args:
+        label: (*S) class indices.
+        spacing_mm: of its axes.
+        num_classes: background counted, which has no radius.
+    """
+    voxel, dims = float(np.prod(spacing_mm)), label.ndim
+    faces = np.zeros(num_classes)
+    for axis, spacing in enumerate(spacing_mm):
+        lines = np.moveaxis(label, axis, 0)
+        is_face = lines[1:] != lines[:-1]
+        for side in (lines[1:], lines[:-1]):
+            found = np.bincount(side[is_face], minlength=num_classes)[:num_classes]
+            faces += found * voxel / spacing
+    volumes = np.bincount(label.ravel(), minlength=num_classes)[:num_classes] * voxel
+    # A class that fills the volume has no face at all.
+    radii = dims * STAIRCASE[dims] * volumes / np.maximum(faces, voxel ** (1 - 1 / dims))
+    return (0.0, *(round(float(radius), 3) for radius in radii[1:]))
 
 
 def _describe_channel(

@@ -24,6 +24,11 @@ from volseg.planning.plan import NetworkPlan, Normalisation, Plan
 
 ANISOTROPY = 3.0
 """An axis is coarse if its spacing is this many times that of every other axis (nnU-Net's)."""
+COVERAGE = 0.25
+"""A patch that shows a smaller share of the volume asks for a coarser spacing (nnU-Net's)."""
+COARSER = 1.15
+RADIUS_SHARE = 0.08
+"""No spacing becomes coarser than this share of the thinnest class's radius."""
 MIN_LEVEL_SIZE = 4
 """No level is smaller than this along an axis that is strided (nnU-Net's)."""
 MAX_CHANNELS = {2: 512, 3: 320}
@@ -85,6 +90,14 @@ def make_plan(
         )
     search = _Search(fingerprint, machine, config, num_classes, tuple(spacing))
     network, patch, batch_size = search.run()
+    may_coarsen = fixed.spacing_mm is None and fixed.patch is None
+    while may_coarsen and search.coverage(patch) < COVERAGE:
+        coarser = coarsen(spacing, fingerprint.radius_mm)
+        if coarser is None:
+            break
+        spacing = coarser
+        search = _Search(fingerprint, machine, config, num_classes, spacing)
+        network, patch, batch_size = search.run()
     cost = compute_cost(network, patch, len(fingerprint.channels), num_classes)
     step_seconds = cost.step_seconds(machine, batch_size)
     plan = Plan.parse(
@@ -119,6 +132,14 @@ def choose_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
         values = [case.spacing_mm[worst] for case in fingerprint.cases]
         spacing[worst] = max(float(np.percentile(values, 10)), max(others))
     return tuple(spacing)
+
+
+def coarsen(spacing_mm: Sequence[float], radius_mm: float) -> tuple[float, ...] | None:
+    """The finest axes a step coarser; None where the thinnest class would lose its shape."""
+    finest = COARSER * min(spacing_mm)
+    if finest > RADIUS_SHARE * radius_mm:
+        return None
+    return tuple(max(value, finest) for value in spacing_mm)
 
 
 def choose_normalisation(
@@ -217,6 +238,10 @@ class _Search:
         network = self._network(width, patch)
         self._use_spare_time(width, patch)
         return network, self._pad(patch, network), self.batch_size
+
+    def coverage(self, patch: Sequence[int]) -> float:
+        """Share of the median volume that a patch shows."""
+        return math.prod(min(1.0, n / m) for n, m in zip(patch, self.median_shape, strict=True))
 
     def _use_spare_time(self, width: int, patch: tuple[int, ...]) -> None:
         """Double the batch while time and memory allow, up to a share of the dataset's voxels."""

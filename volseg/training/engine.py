@@ -22,6 +22,7 @@ from volseg.errors import ConfigError, MachineError
 from volseg.losses import MultiLevelLoss
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
+from volseg.training.muon import Muon
 from volseg.training.parallel import add_up, count_processes, get_rank, is_first
 from volseg.training.precision import is_out_of_memory
 
@@ -94,12 +95,14 @@ def make_learner(
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser of all parameters that are not frozen."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay, momentum = config.learning_rate, config.weight_decay, config.momentum
     if config.name == "sgd":
-        momentum = config.momentum
+        momentum = 0.99 if momentum is None else momentum
         return torch.optim.SGD(
             parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0
         )
+    if config.name == "muon":
+        return Muon(parameters, rate, 0.95 if momentum is None else momentum, decay)
     return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
 
