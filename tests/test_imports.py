@@ -18,6 +18,7 @@ LEVELS = {
     "volseg.errors": 0,
     "volseg.atomic": 0,
     "volseg.geometry": 0,
+    "volseg.allocation": 0,
     "volseg.config": 1,
     "volseg.progress": 1,
     "volseg.images": 1,

@@ -121,11 +121,15 @@ def test_error_of_the_network_itself_is_not_hidden(monkeypatch: pytest.MonkeyPat
         forward(torch.zeros(1, 2, 8, 8, 8))
 
 
-def test_sixteen_bits_only_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert choose_precision("auto", CPU) == torch.float32
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert choose_precision("auto", CPU) == torch.bfloat16
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_sixteen_bits_only_where_they_pay(
+    amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    expected = torch.bfloat16 if amx or avx512 else torch.float32
+    assert choose_precision("auto", CPU) == expected
     assert choose_precision("float32", CPU) == torch.float32
     with pytest.raises(MachineError, match="float16 on a CPU"):
         choose_precision("float16", CPU)

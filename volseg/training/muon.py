@@ -45,6 +45,10 @@ class Muon(torch.optim.AdamW):
         ]
         super().__init__([g for g in groups if g["params"]], lr=lr, weight_decay=weight_decay)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a saved state; AdamW would look for its own entries in that of the matrices."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of every parameter that has a gradient."""

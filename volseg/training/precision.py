@@ -18,8 +18,8 @@ PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """The format of convolutions and the like; weights and losses are float32 in any case.
 
-    ``auto`` takes 16 bits where the hardware gains by it: on a GPU, and on a CPU with AMX. Other
-    CPUs compute bfloat16 many times slower than float32.
+    ``auto`` takes 16 bits where the hardware gains by it: on a GPU, and on a CPU with AMX or the
+    bfloat16 instructions of AVX-512. Other CPUs compute bfloat16 many times slower than float32.
 
     Args:
         name: what the user asks for.
@@ -44,7 +44,7 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
 
 
 def _has_fast_bfloat16() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def compile_network(network: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from volseg.allocation import keep_freed_memory
 from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
@@ -110,6 +111,7 @@ def train(
     if resume:
         config = resumed_config(Path(output), config or Config(), minutes, epochs)
     config = with_length(config or Config(), minutes, epochs)
+    keep_freed_memory()
     with join(choose_device(device)) as own:
         prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
         setting = first_then_others(prepare)
@@ -166,14 +168,16 @@ def prepare_training(
             other,
             kept,
         )
+    precision = choose_precision(config.training.precision, device)
     run = open_run(output, dataset)
     splits = open_splits(run, dataset, config)
     if run.plan.exists():
         plan = _read_plan(run, dataset, config, resume)
-        machine = measure_machine(device, plan.spatial_dims)
+        machine = measure_machine(device, plan.spatial_dims, precision)
     else:
         check = partial(check_training, config=config, classes=dataset.classes)
-        measure, adapt = partial(measure_machine, device), partial(_adapt, config=config)
+        measure = partial(measure_machine, device, precision=precision)
+        adapt = partial(_adapt, config=config)
         planned = write_plan(run, dataset, config, measure, check, adapt)
         plan, machine = planned.plan, planned.machine
     if not run.splits.exists():
