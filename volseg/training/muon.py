@@ -39,7 +39,7 @@ class Muon(torch.optim.AdamW):
         parameters = list(parameters)
         matrices = [parameter for parameter in parameters if parameter.dim() > 1]
         others = [parameter for parameter in parameters if parameter.dim() <= 1]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": matrices, "momentum": momentum},
             {"params": others, "momentum": None},
         ]
