@@ -138,7 +138,7 @@ class NetworkConfig(Record):
     """Which network, and whether it is supervised at several outputs in training."""
 
     name: str = "unet"
-    """One of `volseg networks`."""
+    """One of `volseg networks`, or your own."""
     deep_supervision: bool | None = None
     """By default as the network's source has it."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -148,10 +148,16 @@ class NetworkConfig(Record):
 
 
 class LossConfig(Record):
-    """Weights of the two terms of the loss, and how the outputs in training are supervised."""
+    """Which loss, and how the outputs in training are supervised."""
 
+    name: str = "dice_ce"
+    """One of `volseg.losses.list_losses`, or your own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the loss."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of ``dice_ce``."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of ``dice_ce``."""
     supervision_weights: (
         Literal["halving", "exp", "two", "same", "dsn"]
         | tuple[Annotated[float, Field(ge=0)], ...]

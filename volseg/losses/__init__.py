@@ -9,7 +9,18 @@ from __future__ import annotations
 from volseg.losses.binary_cross_entropy_dice import BinaryCrossEntropyDice
 from volseg.losses.dice_cross_entropy import DiceCrossEntropy
 from volseg.losses.multi_level import MultiLevelLoss
+from volseg.losses.own import OwnLoss
 from volseg.losses.regions import RegionLoss
+from volseg.losses.registry import build_loss, list_losses
 from volseg.losses.soft_dice import SoftDice
 
-__all__ = ["BinaryCrossEntropyDice", "DiceCrossEntropy", "MultiLevelLoss", "RegionLoss", "SoftDice"]
+__all__ = [
+    "BinaryCrossEntropyDice",
+    "DiceCrossEntropy",
+    "MultiLevelLoss",
+    "OwnLoss",
+    "RegionLoss",
+    "SoftDice",
+    "build_loss",
+    "list_losses",
+]

@@ -10,29 +10,26 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
+from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Classes, Dataset
+from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
-from volseg.losses import BinaryCrossEntropyDice, DiceCrossEntropy, MultiLevelLoss, RegionLoss
-from volseg.networks import ResNetUNet, SegmentationNetwork
+from volseg.networks import ResNetUNet
 from volseg.networks.memory import recompute_
-from volseg.networks.pretrained import load_resnet
-from volseg.networks.resnet_unet import BLOCKS
 from volseg.planning import Plan, find_contradiction, write_plan
-from volseg.planning.architectures import choose_supervision, find_architecture
+from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
 from volseg.run_folder import LAST, RunFolder, open_fold, open_run, open_splits, select_cases
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints
+from volseg.training.checks import check_network, check_training
 from volseg.training.engine import (
     Learner,
     attach_checkpoints,
@@ -42,6 +39,7 @@ from volseg.training.engine import (
     stop_on_interrupt,
 )
 from volseg.training.history import History
+from volseg.training.loss import make_loss
 from volseg.training.machine import measure_machine
 from volseg.training.parallel import (
     agree_on,
@@ -216,80 +214,6 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
     return plan
 
 
-def check_training(plan: Plan, config: Config, classes: Classes) -> None:
-    """Refuse what a new training cannot follow, before anything is prepared for it.
-
-    Raises:
-        ConfigError: the network refuses its options or the patch, or cannot be supervised or begin
-            as the configuration says.
-        DataError: the pretrained weights do not fit.
-    """
-    network = check_network(plan, classes)
-    check_supervision(network, plan.network.name, config.loss, classes)
-    freeze(network, config.optimizer.freeze)
-    if config.training.start_from is not None:
-        transfer_weights(network, plan, classes, Path(config.training.start_from))
-    if config.network.pretrained is not None:
-        check_pretrained(network, config.network.pretrained, plan.network.name)
-
-
-def check_network(plan: Plan, classes: Classes) -> SegmentationNetwork:
-    """The planned network without values, in eval mode, if it takes the planned patch.
-
-    Raises:
-        ConfigError: the network refuses an option or the patch, or gives another size than the
-            patch's.
-    """
-    with torch.device("meta"):
-        network = build_planned_network(plan, classes.num_outputs).eval()
-        size = network(torch.zeros(1, network.in_channels, *plan.patch)).shape[2:]
-    if tuple(size) != plan.patch:
-        raise ConfigError(
-            f"network '{plan.network.name}' turns a patch of {plan.patch} into {tuple(size)}; "
-            "expected the same size. Leave out its options for unpadded or cropped features."
-        )
-    return network
-
-
-def check_supervision(
-    network: SegmentationNetwork, name: str, config: LossConfig, classes: Classes
-) -> None:
-    """Refuse settings of the supervision that the network has no use for.
-
-    Raises:
-        ConfigError: it has a single output, outputs at full resolution only, or another number of
-            them than weights.
-    """
-    strides = network.supervision_strides
-    changed = {
-        key
-        for key, value in config.model_dump().items()
-        if key.startswith("supervision_") and value != getattr(LossConfig(), key)
-    }
-    if len(strides) == 1 and changed:
-        raise ConfigError(
-            f"loss.{min(changed)} with network '{name}', which has a single output in training. "
-            "Leave it out."
-        )
-    idle = changed & {"supervision_target", "supervision_resolution"}
-    if idle and all(set(stride) == {1} for stride in strides):
-        raise ConfigError(
-            f"loss.{min(idle)} with network '{name}', whose outputs in training all have full "
-            "resolution. Leave it out."
-        )
-    if classes.candidates and config.supervision_target != "nearest-exact":
-        raise ConfigError(
-            f"loss.supervision_target '{config.supervision_target}' with voxels of unknown class; "
-            "expected 'nearest-exact'. Leave it out."
-        )
-    loss = _make_loss(config, name, len(strides), classes)
-    if len(strides) > 1:
-        try:
-            loss.check_outputs(len(strides))
-        except ConfigError as error:
-            raise ConfigError(f"loss.supervision_weights: {error}") from error
-
-
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     """Train one fold from its split to its last checkpoint; False if it was interrupted."""
     folder = setting.run.fold(fold)
@@ -395,7 +319,7 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
         minutes = training.minutes or DEFAULT_MINUTES
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
     outputs = len(network.supervision_strides)
-    loss = _make_loss(config.loss, setting.plan.network.name, outputs, setting.dataset.classes)
+    loss = make_loss(config.loss, setting.plan.network.name, outputs, setting.dataset.classes)
     if training.recompute:
         recompute_(network)
     precision = choose_precision(training.precision, setting.device)
@@ -408,47 +332,6 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     if is_gpu if training.compile is None else training.compile:
         learner.forward = compile_network(learner.forward)
     return learner
-
-
-def _make_loss(config: LossConfig, name: str, outputs: int, classes: Classes) -> MultiLevelLoss:
-    """For the outputs of network `name`, weighted as its source does unless the user says."""
-    weights = config.supervision_weights
-    if weights is None:
-        weights = find_architecture(name).supervision_weights.get(outputs, "halving")
-    loss: nn.Module
-    if classes.regions:
-        terms = BinaryCrossEntropyDice(
-            config.cross_entropy_weight, config.dice_weight, ignore=bool(classes.candidates)
-        )
-        loss = RegionLoss(terms, classes.region_indices, classes.num_classes, classes.candidates)
-    else:
-        loss = DiceCrossEntropy(
-            config.dice_weight, config.cross_entropy_weight, candidates=classes.candidates
-        )
-    return MultiLevelLoss(
-        loss,
-        weights,
-        target=config.supervision_target,
-        resolution=config.supervision_resolution,
-        decay=config.supervision_decay,
-    )
-
-
-def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None:
-    """Refuse pretrained weights where they cannot be taken over.
-
-    Raises:
-        ConfigError: another network, or no such file.
-        DataError: the file cannot be read or does not fit.
-    """
-    if not isinstance(network, ResNetUNet):
-        raise ConfigError(
-            f"network.pretrained with network '{name}'; expected 'resnet_unet', which alone takes "
-            "pretrained weights. Leave it out."
-        )
-    if not Path(path).is_file():
-        raise ConfigError(f"network.pretrained {path} does not exist; expected a state dict.")
-    load_resnet(network, Path(path), BLOCKS[network.depth])
 
 
 def _resumable_parts(learner: Learner) -> dict[str, object]:
