@@ -158,6 +158,14 @@ class LossConfig(Record):
     """Of ``dice_ce``."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of ``dice_ce``."""
+    boundary: str | None = None
+    """A second term, on the main output: one of `volseg.losses.list_boundary_terms`."""
+    boundary_options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the second term."""
+    boundary_weight: Positive = 1.0
+    """Of the second term, at the end of the training."""
+    boundary_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the weight of the second term gets there."""
     supervision_weights: (
         Literal["halving", "exp", "two", "same", "dsn"]
         | tuple[Annotated[float, Field(ge=0)], ...]

@@ -33,7 +33,8 @@ from monai.networks.nets import SegResNet
 
 
 def make(spatial_dims, in_channels, out_channels, width=8):
-    return SegResNet(spatial_dims, width, in_channels, out_channels, blocks_down=(1, 1), blocks_up=(1,))
+    blocks = {"blocks_down": (1, 1), "blocks_up": (1,)}
+    return SegResNet(spatial_dims, width, in_channels, out_channels, **blocks)
 
 
 def compare(batch=False):

@@ -39,7 +39,7 @@ def check_training(plan: Plan, config: Config, classes: Classes) -> None:
     network = check_network(plan, classes)
     if isinstance(network, OwnNetwork):
         check_own_network(plan.network.name, config)
-    check_supervision(network, plan.network.name, config.loss, classes)
+    check_supervision(network, plan, config.loss, classes)
     freeze(network, config.optimizer.freeze)
     if config.training.start_from is not None:
         transfer_weights(network, plan, classes, Path(config.training.start_from))
@@ -95,15 +95,15 @@ def check_own_network(name: str, config: Config) -> None:
 
 
 def check_supervision(
-    network: SegmentationNetwork, name: str, config: LossConfig, classes: Classes
+    network: SegmentationNetwork, plan: Plan, config: LossConfig, classes: Classes
 ) -> None:
-    """Refuse settings of the supervision that the network has no use for.
+    """Refuse a loss that cannot be made, or settings that the network has no use for.
 
     Raises:
         ConfigError: it has a single output, outputs at full resolution only, or another number of
             them than weights.
     """
-    strides = network.supervision_strides
+    strides, name = network.supervision_strides, plan.network.name
     changed = {
         key
         for key, value in config.model_dump().items()
@@ -125,7 +125,7 @@ def check_supervision(
             f"loss.supervision_target '{config.supervision_target}' with voxels of unknown class; "
             "expected 'nearest-exact'. Leave it out."
         )
-    loss = make_loss(config, name, len(strides), classes)
+    loss = make_loss(config, name, len(strides), classes, plan.spacing_mm)
     if len(strides) > 1:
         try:
             loss.check_outputs(len(strides))

@@ -318,8 +318,13 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     else:
         minutes = training.minutes or DEFAULT_MINUTES
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
-    outputs = len(network.supervision_strides)
-    loss = make_loss(config.loss, setting.plan.network.name, outputs, setting.dataset.classes)
+    loss = make_loss(
+        config.loss,
+        setting.plan.network.name,
+        len(network.supervision_strides),
+        setting.dataset.classes,
+        setting.plan.spacing_mm,
+    )
     if training.recompute:
         recompute_(network)
     precision = choose_precision(training.precision, setting.device)
