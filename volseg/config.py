@@ -245,6 +245,8 @@ class TrainingConfig(Record):
     """By torch.compile; by default on a GPU."""
     recompute: bool = False
     """Compute feature maps a second time in the backward pass instead of keeping them."""
+    log: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Where rows of history go besides ``history.jsonl``."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; by default none on a CPU, whose cores the network needs."""
 

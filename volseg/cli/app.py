@@ -137,6 +137,9 @@ def train(
     loss: Annotated[
         str | None, typer.Option(help="Name, or MODULE:FUNCTION of your own, which is imported.")
     ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or mlflow, besides history. Repeatable.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -149,7 +152,11 @@ def train(
         take_code_of(output, network, loss)
     else:
         flags = take_code(network, loss)
-    chosen = {"training.patience": patience, "training.start_from": start_from}
+    chosen = {
+        "training.patience": patience,
+        "training.start_from": start_from,
+        "training.log": list(log) if log else None,
+    }
     flags += [f"{key}={value}" for key, value in chosen.items() if value is not None]
     settings = load_config(config, [*(overrides or ()), *flags])
     from volseg.training import train as train_run

@@ -21,6 +21,7 @@ from volseg.progress import Update
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import Learner, TrainingEvents
 from volseg.training.history import History
+from volseg.training.pace import Pace
 from volseg.training.parallel import agree_on_mean, is_first
 from volseg.training.validation import validate
 
@@ -91,6 +92,7 @@ def attach_rounds(
     checkpoints: Checkpoints,
     history: History,
     validator: Validator,
+    pace: Pace,
     num_rounds: int,
     patience: int | None = None,
 ) -> None:
@@ -114,6 +116,7 @@ def attach_rounds(
             "progress": round(progress, 4),
             "loss": agree_on_mean(sum(losses) / len(losses)),
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
+            **pace.end_round(),
         }
         losses.clear()
         if progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0:

@@ -39,8 +39,10 @@ from volseg.training.engine import (
     stop_on_interrupt,
 )
 from volseg.training.history import History
+from volseg.training.loggers import check_loggers, open_loggers
 from volseg.training.loss import make_loss
 from volseg.training.machine import measure_machine
+from volseg.training.pace import Pace
 from volseg.training.parallel import (
     agree_on,
     check_batch,
@@ -108,6 +110,7 @@ def train(
     if resume:
         config = resumed_config(Path(output), config or Config(), minutes, epochs)
     config = with_length(config or Config(), minutes, epochs)
+    check_loggers(config.training.log)
     with join(choose_device(device)) as own:
         prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
         setting = first_then_others(prepare)
@@ -232,20 +235,35 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
         return True
     history = first_then_others(partial(History, folder / "history.jsonl", learner.counters.step))
     validator = _make_validator(setting, config, learner, validation_cases)
-    trainer = create_trainer(learner)
+    trainer, pace = create_trainer(learner), Pace(learner)
+    pace.attach(trainer)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
     patience = config.training.patience
-    attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds, patience)
+    attach_rounds(trainer, learner, checkpoints, history, validator, pace, num_rounds, patience)
     attach_counting(trainer, learner, num_rounds)
     attach_checkpoints(trainer, checkpoints)
     loader = _make_loader(setting, config, train_cases, learner.counters.step)
-    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(learner):
+    _announce(pace, setting)
+    with (
+        show_progress(f"Training fold {fold}") as update,
+        stop_on_interrupt(learner),
+        open_loggers(trainer, config, history),
+    ):
         attach_bar(trainer, learner, history, update)
         # The budget ends the training; ignite only needs a length that is never reached.
         trainer.run(loader, max_epochs=1, epoch_length=2**62)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
-    logger.info("fold %d: %d steps in %.1f minutes -> %s", fold, step, minutes, folder)
+    logger.info("fold %d: %d steps in %.1f minutes (%s) -> %s", fold, step, minutes, pace, folder)
     return learner.is_complete
+
+
+def _announce(pace: Pace, setting: Setting) -> None:
+    """What the plan predicts, or what the steps before took in a training that goes on."""
+    counters = pace.learner.counters
+    if counters.step:
+        pace.announce(counters.elapsed_s / counters.step, "as before")
+    else:
+        pace.announce(setting.step_seconds, "predicted")
 
 
 def _open_config(setting: Setting, fold: int, resume: bool) -> Config:
