@@ -132,7 +132,12 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Begin with this model's plan and weights.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a stopped one; extend a finished one by a length."
+        ),
+    ] = False,
     network: NetworkName = None,
     loss: Annotated[
         str | None, typer.Option(help="Name, or MODULE:FUNCTION of your own, which is imported.")

@@ -26,7 +26,15 @@ from volseg.planning import Plan, find_contradiction, write_plan
 from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
-from volseg.run_folder import LAST, RunFolder, open_fold, open_run, open_splits, select_cases
+from volseg.run_folder import (
+    LAST,
+    RunFolder,
+    extend_fold,
+    open_fold,
+    open_run,
+    open_splits,
+    select_cases,
+)
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.checks import check_network, check_training
@@ -38,6 +46,7 @@ from volseg.training.engine import (
     make_learner,
     stop_on_interrupt,
 )
+from volseg.training.extension import check_finished, extend
 from volseg.training.history import History
 from volseg.training.loggers import check_loggers, open_loggers
 from volseg.training.loss import make_loss
@@ -75,6 +84,8 @@ class Setting:
     config: Config
     step_seconds: float
     device: torch.device
+    extends: bool = False
+    """Whether finished folds are given the length that `config` says."""
 
 
 def train(
@@ -98,25 +109,34 @@ def train(
         minutes: length by wall-clock time, validations included.
         epochs: length by number of epochs instead.
         fold: which part of the cases validates, or ``"all"`` for every fold in turn.
-        resume: go on with a training that was stopped, with the configuration it began with.
+        resume: go on with a training that was stopped, with the configuration it began with; with
+            `minutes` or `epochs`, extend one that has come to its end by so much.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: contradicting options, or a folder that holds another run.
+        ConfigError: contradicting options, a folder that holds another run, or an extension of what
+            has not come to its end.
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
-    resume = resume or (is_restart() and any(Path(output).glob(f"fold_*/{LAST}")))
+    if is_restart() and any(Path(output).glob(f"fold_*/{LAST}")):
+        # torchrun repeats the command, whose options are in the folder by now.
+        resume, config, minutes, epochs = True, None, None, None
+    extends = resume and (minutes is not None or epochs is not None)
     if resume:
-        config = resumed_config(Path(output), config or Config(), minutes, epochs)
+        config = resumed_config(Path(output), config or Config())
     config = with_length(config or Config(), minutes, epochs)
     check_loggers(config.training.log)
     with join(choose_device(device)) as own:
         prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
         setting = first_then_others(prepare)
-        setting = replace(setting, step_seconds=agree_on(setting.step_seconds))
+        step_seconds = agree_on(setting.step_seconds)
+        setting = replace(setting, step_seconds=step_seconds, extends=extends)
         check_batch(setting.plan.batch_size)
-        for number in choose_folds(fold, len(setting.splits)):
+        folds = choose_folds(fold, len(setting.splits))
+        if extends:
+            check_finished(setting.run, folds)
+        for number in folds:
             has_begun = (setting.run.fold(number) / LAST).exists()
             goes_on = resume and (has_begun or fold != "all")
             if not train_fold(setting, number, goes_on):
@@ -124,18 +144,17 @@ def train(
     return setting.run.path
 
 
-def resumed_config(
-    output: Path, config: Config, minutes: float | None, epochs: int | None
-) -> Config:
+def resumed_config(output: Path, config: Config) -> Config:
     """The configuration that the run in `output` began with, for its folds not yet begun too.
 
     Raises:
         ConfigError: other options were given, which a resumed training could not follow.
     """
-    if minutes is not None or epochs is not None or config != Config():
+    if config != Config():
         raise ConfigError(
-            "a resumed training keeps the configuration it began with; expected no other option. "
-            "Leave them out, or edit config.yaml in the folder of the fold."
+            "a resumed training keeps the configuration it began with; expected no other option "
+            "than a length, which extends a finished one. Leave them out, or edit config.yaml in "
+            "the folder of the fold."
         )
     begun = sorted(output.glob("fold_*/config.yaml"))
     return Config.read_yaml(begun[0]) if begun else config
@@ -230,11 +249,16 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, learner.counters.step)
+    if setting.extends:
+        config = _extend_fold(setting, config, fold, learner)
     if learner.is_complete:
         logger.info("fold %d is complete; nothing to do", fold)
         return True
     history = first_then_others(partial(History, folder / "history.jsonl", learner.counters.step))
     validator = _make_validator(setting, config, learner, validation_cases)
+    if setting.extends and is_first():
+        # A kill before the first round must not lose that it has begun.
+        checkpoints.save_last()
     trainer, pace = create_trainer(learner), Pace(learner)
     pace.attach(trainer)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
@@ -266,6 +290,16 @@ def _announce(pace: Pace, setting: Setting) -> None:
         pace.announce(setting.step_seconds, "predicted")
 
 
+def _extend_fold(setting: Setting, config: Config, fold: int, learner: Learner) -> Config:
+    """Begin the extension of a finished fold; returns the fold's configuration from now on."""
+    length = setting.config.training
+    config = with_length(config, length.minutes, length.epochs)
+    if is_first():
+        extend_fold(setting.run, fold, config, learner.counters.extensions + 1)
+    extend(learner, config.training)
+    return config
+
+
 def _open_config(setting: Setting, fold: int, resume: bool) -> Config:
     if is_first():
         return open_fold(setting.run, fold, setting.config, resume)
@@ -277,13 +311,20 @@ def _make_validator(
 ) -> Validator:
     """With the cases that were chosen when the training began, so that "best" keeps its meaning."""
     plan, counters = setting.plan, learner.counters
+    rounds = config.training.epochs or ROUNDS_BY_TIME
+    choose = partial(
+        choose_validation,
+        plan=plan,
+        step_seconds=setting.step_seconds,
+        training=config.training,
+        num_rounds=rounds,
+    )
     if not counters.validation:
-        rounds = config.training.epochs or ROUNDS_BY_TIME
-        chosen, every = choose_validation(
-            cases, plan, setting.step_seconds, config.training, rounds
-        )
-        counters.validation, counters.validate_every = [case.case_id for case in chosen], every
+        chosen, counters.validate_every = choose(cases)
+        counters.validation = [case.case_id for case in chosen]
     kept = [case for case in cases if case.case_id in counters.validation]
+    if setting.extends:
+        _, counters.validate_every = choose(kept, keep_all=True)
     return Validator(kept, plan, setting.dataset.classes, setting.device)
 
 
