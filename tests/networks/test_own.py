@@ -12,7 +12,11 @@ from volseg.errors import ConfigError
 from volseg.networks import OwnNetwork, build_network, build_own_network
 
 FACTS = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2}
-LEVELS = {"channels": [4, 8], "strides": [[1, 1], [2, 2]], "kernel_sizes": [[3, 3], [3, 3]]}
+LEVELS = {
+    "channels": [4, 8, 8],
+    "strides": [[1, 1], [2, 2], [2, 2]],
+    "kernel_sizes": [[3, 3]] * 3,
+}
 
 
 class Heads(nn.Module):
@@ -41,11 +45,13 @@ def test_function_gets_the_facts_and_the_levels_that_it_asks_for():
     asked = {}
 
     def make(spatial_dims, in_channels, out_channels, strides, width=3, deep_supervision=None):
-        asked.update(locals())
+        asked.update(facts=(spatial_dims, in_channels, out_channels), strides=strides)
+        asked.update(width=width, deep_supervision=deep_supervision)
         return nn.Conv2d(in_channels, out_channels, 1)
 
     network = build_own_network(make, **FACTS, **LEVELS, width=5)
-    assert asked == {**FACTS, "strides": [[1, 1], [2, 2]], "width": 5, "deep_supervision": None}
+    levels = {"strides": [[1, 1], [2, 2], [2, 2]], "width": 5, "deep_supervision": None}
+    assert asked == {"facts": (2, 3, 2), **levels}
     assert (network.spatial_dims, network.in_channels, network.out_channels) == (2, 3, 2)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import TINY
+from monai.bundle import ConfigParser
+from monai.networks.nets import SegResNet
 
 from volseg import extensions
 from volseg.bundle.workflow import make_inference_config
@@ -56,15 +56,16 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def volseg_in_a_new_process(code: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, "-m", "volseg", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def volseg_anew(code: Path, *arguments: str | Path) -> int:
+    """Exit code of a command that finds `code` on Python's path and has imported nothing of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extensions, "_registered", {})
+        patch.delitem(sys.modules, "own_code", raising=False)
+        patch.syspath_prepend(code)
+        (code / "imported").unlink(missing_ok=True)
+        exit_code = main([str(argument) for argument in arguments])
+        sys.modules.pop("own_code", None)
+    return exit_code
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +75,8 @@ def own_run(code: Path, balls: Path, tmp_path_factory: pytest.TempPathFactory) -
     own = ("--network", "own_code:make", "--loss", "own_code:compare")
     settings = [word for option in TINY if "width" not in option for word in ("--set", option)]
     settings += ["--set", "network.options.width=16", "--set", "loss.options.batch=true"]
-    result = volseg_in_a_new_process(
-        code, "train", balls, "-o", run, *own, *settings, "--epochs", "2", "--device", "cpu"
-    )
-    assert result.returncode == 0, result.stderr
+    length = ("--epochs", "2", "--device", "cpu")
+    assert volseg_anew(code, "train", balls, "-o", run, *own, *settings, *length) == 0
     return run
 
 
@@ -92,33 +91,34 @@ def test_plan_and_config_record_the_names_alone(own_run: Path) -> None:
 
 
 def test_prediction_needs_the_users_word(
-    own_run: Path, code: Path, balls: Path, tmp_path: Path
+    own_run: Path, code: Path, balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code / "imported").unlink(missing_ok=True)
     image = balls / "imagesTr" / "case_00.nii.gz"
     predict = ("predict", own_run, "-i", image, "-o", tmp_path / "p")
-    refused = volseg_in_a_new_process(code, *predict)
-    assert refused.returncode == 2
-    assert REFUSED in refused.stderr
-    assert "--network own_code:make" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    capsys.readouterr()
+    assert volseg_anew(code, *predict) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert REFUSED in line
+    assert "--network own_code:make" in line
     assert not (code / "imported").exists()
-    said = volseg_in_a_new_process(code, *predict, "--network", "own_code:make")
-    assert said.returncode == 0, said.stderr
+    assert volseg_anew(code, *predict, "--network", "own_code:make") == 0
     assert (tmp_path / "p" / "case_00.nii.gz").exists()
 
 
-def test_resuming_needs_the_users_word_for_both(own_run: Path, code: Path, balls: Path) -> None:
-    (code / "imported").unlink(missing_ok=True)
-    resume = ("train", balls, "-o", own_run, "--resume")
-    for own in ((), ("--network", "own_code:make"), ("--loss", "own_code:compare")):
-        refused = volseg_in_a_new_process(code, *resume, *own)
-        assert refused.returncode == 2
-        assert REFUSED in refused.stderr
-        assert bool(own) == (code / "imported").exists()
-    own = ("--network", "own_code:make", "--loss", "own_code:compare")
-    said = volseg_in_a_new_process(code, *resume, *own)
-    assert said.returncode == 0, said.stderr
+@pytest.mark.parametrize("said", [(), ("network",), ("loss",), ("network", "loss")])
+def test_resuming_needs_the_users_word_for_both(
+    said: tuple[str, ...],
+    own_run: Path,
+    code: Path,
+    balls: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"network": "own_code:make", "loss": "own_code:compare"}
+    own = [word for kind in said for word in (f"--{kind}", names[kind])]
+    exit_code = volseg_anew(code, "train", balls, "-o", own_run, "--resume", *own)
+    assert exit_code == (0 if len(said) == 2 else 2)
+    assert (REFUSED in capsys.readouterr().err) == bool(exit_code)
+    assert (code / "imported").exists() == bool(said)
 
 
 @pytest.mark.parametrize("option", ["--network", "--loss"])
@@ -165,34 +165,22 @@ def test_name_of_a_loss_in_a_file_is_never_imported(
 
 
 def test_export_writes_the_module_once_the_user_says_so(
-    own_run: Path, code: Path, tmp_path: Path
+    own_run: Path, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    (code / "imported").unlink(missing_ok=True)
-    refused = volseg_in_a_new_process(code, "export", own_run, "-o", tmp_path / "a")
-    assert refused.returncode == 2
-    assert REFUSED in refused.stderr
+    assert volseg_anew(code, "export", own_run, "-o", tmp_path / "a") == 2
+    assert REFUSED in capsys.readouterr().err
     assert not (code / "imported").exists()
-    said = volseg_in_a_new_process(
-        code, "export", own_run, "-o", tmp_path / "b", "--network", "own_code:make"
-    )
-    assert said.returncode == 0, said.stderr
+    assert not (tmp_path / "a").exists()
+    export = ("export", own_run, "-o", tmp_path / "b", "--network", "own_code:make")
+    assert volseg_anew(code, *export) == 0
     config = json.loads((tmp_path / "b" / "configs" / "inference.json").read_text())
     assert "$import own_code" in config["imports"]
     assert config["network_def"]["make"] == "$own_code.make"
     assert config["network_def"]["width"] == 16
-    network = (
-        "import sys; from monai.bundle import ConfigParser; p = ConfigParser(); "
-        "p.read_config(sys.argv[1]); p.get_parsed_content('imports'); "
-        "print(type(p.get_parsed_content('network_def').network).__name__)"
-    )
-    built = subprocess.run(
-        [sys.executable, "-c", network, tmp_path / "b" / "configs" / "inference.json"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(code), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert built.stdout.split() == ["SegResNet"]
+    monkeypatch.syspath_prepend(code)
+    parser = ConfigParser(config)
+    parser.get_parsed_content("imports")
+    assert isinstance(parser.get_parsed_content("network_def").network, SegResNet)
 
 
 def test_name_of_this_process_alone_is_not_exported(own_run: Path, tmp_path: Path) -> None:

@@ -152,8 +152,11 @@ def build_own_network(
 
 
 def list_keywords(make: Callable[..., Any]) -> list[str] | None:
-    """Keywords that a function or class takes; None if it takes any."""
-    parameters = inspect.signature(make).parameters.values()
+    """Keywords that a function or class takes; None if it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:
+        return None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
