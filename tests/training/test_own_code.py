@@ -160,7 +160,7 @@ def test_name_of_a_loss_in_a_file_is_never_imported(
     classes = Classes(names=("background", "a"), values=(0, 1))
     config = load_config(None, ["loss.name=own_code:compare"]).loss
     with pytest.raises(ConfigError, match=rf"loss\.name 'own_code:compare' {REFUSED}"):
-        make_loss(config, "unet", 1, classes)
+        make_loss(config, "unet", 1, classes, (1.0, 1.0, 1.0))
     assert not (code / "imported").exists()
 
 
@@ -260,4 +260,4 @@ def test_own_loss_cannot_leave_unknown_voxels_out() -> None:
     with pytest.raises(
         ConfigError, match="'mine' with voxels of unknown class; expected 'dice_ce'"
     ):
-        make_loss(load_config(None, ["loss.name=mine"]).loss, "unet", 1, classes)
+        make_loss(load_config(None, ["loss.name=mine"]).loss, "unet", 1, classes, (1.0, 1.0, 1.0))

@@ -50,7 +50,7 @@ class ScheduledTerm(nn.Module):
     def weigh(self, progress: float) -> float:
         """The weight at a progress between 0 and 1.
 
-        >>> ScheduledTerm(nn.Identity(), 3.0, "cosine").weigh(0.5)
+        >>> ScheduledTerm(nn.Identity(), 3.0, "linear").weigh(0.5)
         1.5
         """
         return self.weight * _SHARES[self.schedule](progress)
