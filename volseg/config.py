@@ -138,7 +138,7 @@ class NetworkConfig(Record):
     """Which network, and whether it is supervised at several outputs in training."""
 
     name: str = "unet"
-    """One of `volseg networks`."""
+    """One of `volseg networks`, or your own."""
     deep_supervision: bool | None = None
     """By default as the network's source has it."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -148,10 +148,24 @@ class NetworkConfig(Record):
 
 
 class LossConfig(Record):
-    """Weights of the two terms of the loss, and how the outputs in training are supervised."""
+    """Which loss, and how the outputs in training are supervised."""
 
+    name: str = "dice_ce"
+    """One of `volseg.losses.list_losses`, or your own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the loss."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of ``dice_ce``."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of ``dice_ce``."""
+    boundary: str | None = None
+    """A second term, on the main output: one of `volseg.losses.list_boundary_terms`."""
+    boundary_options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the second term."""
+    boundary_weight: Positive = 1.0
+    """Of the second term, at the end of the training."""
+    boundary_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the weight of the second term gets there."""
     supervision_weights: (
         Literal["halving", "exp", "two", "same", "dsn"]
         | tuple[Annotated[float, Field(ge=0)], ...]
@@ -231,6 +245,8 @@ class TrainingConfig(Record):
     """By torch.compile; by default on a GPU."""
     recompute: bool = False
     """Compute feature maps a second time in the backward pass instead of keeping them."""
+    log: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Where rows of history go besides ``history.jsonl``."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; by default none on a CPU, whose cores the network needs."""
 

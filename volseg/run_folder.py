@@ -4,6 +4,7 @@
 
     RUN/dataset.json  fingerprint.json  plan.yaml  splits.json  cache/
     RUN/fold_K/config.yaml  checkpoint_last.pt  checkpoint_best.pt  history.jsonl  progress.png
+    RUN/fold_K/config_before_extension_N.yaml
 """
 
 from __future__ import annotations
@@ -117,6 +118,23 @@ def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config
         return Config.read_yaml(folder / "config.yaml")
     write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
     return config
+
+
+def extend_fold(run: RunFolder, fold: int, config: Config, number: int) -> None:
+    """Keep the configuration of an extension, and beside it the one from before.
+
+    Args:
+        run: its folder.
+        fold: which one.
+        config: of the extension.
+        number: which extension it is, from 1.
+    """
+    path = run.fold(fold) / "config.yaml"
+    before = path.with_name(f"config_before_extension_{number}.yaml")
+    # Killed at its beginning, the same extension may begin twice.
+    if not before.exists():
+        write_text(before, path.read_text(encoding="utf-8"))
+    write_text(path, dump_yaml(config.model_dump(mode="json")))
 
 
 def select_cases(dataset: Dataset, case_ids: tuple[str, ...]) -> list[Case]:

@@ -23,7 +23,7 @@ from volseg.planning import (
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
 from volseg.planning.planner import COARSER, choose_spacing, is_ct, plan_levels
-from volseg.training.train import check_training
+from volseg.training.checks import check_training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from volseg.data.cases import Classes
 from volseg.errors import ConfigError
+from volseg.extensions import check_name, is_registered
 from volseg.inference.model import BUNDLE_WEIGHTS, ModelFacts
 from volseg.inference.windows import OVERLAP, SIGMA_SCALE, region_decoding
+from volseg.networks import list_networks
 from volseg.planning.plan import Plan
 
 
@@ -15,11 +17,13 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
     """A MONAI inference workflow: image file in, label file on its grid out.
 
     Raises:
-        ConfigError: the plan mixes CT with other channels, or is for pictures (2D).
+        ConfigError: the plan mixes CT with other channels, or is for pictures (2D), or its network
+            is the user's own and cannot be named in a bundle.
     """
     plan, classes = facts.plan, facts.classes
+    modules = ["glob", "os", "numpy", "torch", *_own_module(plan.network.name)]
     return {
-        "imports": ["$import glob", "$import os", "$import numpy", "$import torch"],
+        "imports": [f"$import {module}" for module in modules],
         **_INPUTS,
         "network_def": _network(facts),
         "network": "$@network_def.to(@device)",
@@ -92,14 +96,38 @@ def _inferer(plan: Plan) -> dict[str, Any]:
 
 def _network(facts: ModelFacts) -> dict[str, Any]:
     plan = facts.plan
+    name = plan.network.name
+    if _own_module(name):
+        builder = {
+            "_target_": "volseg.networks.build_own_network",
+            "make": f"${name.replace(':', '.')}",
+        }
+    else:
+        builder = {"_target_": "volseg.networks.build_network", "name": name}
     return {
-        "_target_": "volseg.networks.build_network",
-        "name": plan.network.name,
+        **builder,
         "spatial_dims": plan.spatial_dims,
         "in_channels": len(plan.normalisation),
         "out_channels": facts.classes.num_outputs,
         **plan.network.keywords(),
     }
+
+
+def _own_module(name: str) -> list[str]:
+    """The module of ``module:function`` that the user has spoken for; none for an installed name.
+
+    A name that was never imported must not become code in a bundle.
+    """
+    check_name("networks", "network", name, list_networks())
+    if name in list_networks() or not is_registered("networks", name):
+        return []
+    module, colon, _ = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"network '{name}' is known to this process alone, which a bundle cannot say; expected "
+            "module:function, or an entry point of an installed package."
+        )
+    return [module]
 
 
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:

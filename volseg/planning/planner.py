@@ -16,7 +16,7 @@ import numpy as np
 
 from volseg.config import Config, PlanConfig
 from volseg.errors import ConfigError
-from volseg.planning.architectures import choose_supervision, find_architecture
+from volseg.planning.architectures import OWN, choose_supervision, find_architecture
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
 from volseg.planning.machine import Machine
@@ -347,6 +347,11 @@ def _explain(
     if minutes:
         steps = TRAINING_SHARE * minutes * 60 / step_seconds
         lines.append(f"Time: {minutes:g} minutes, about {steps:.0f} steps.")
+    if find_architecture(plan.network.name) is OWN:
+        lines.append(
+            f"Network: '{plan.network.name}' is your own. Its time and memory are taken for those "
+            "of the U-Net with these levels; the training measures its speed."
+        )
     if any(n.scheme == "ct" for n in plan.normalisation) and config.plan.normalisation is None:
         lines.append("Normalisation 'ct': the channel is CT by its name or its values in HU.")
     return tuple(lines)

@@ -36,6 +36,8 @@ class Counters:
     validations_since_best: int = 0
     is_settled: bool = False
     """Whether the training ended before its last step, since no validation got better."""
+    extensions: int = 0
+    """How often a finished training was given more time or epochs."""
 
 
 class Checkpoints:

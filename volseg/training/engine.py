@@ -113,7 +113,7 @@ def _average_function(
 
     @torch.no_grad()
     def update(averages: Weights, weights: Weights, num_averaged: Tensor | int) -> None:
-        horizon = min(max(1.0, share * budget.end), 1 + int(num_averaged) / 9)
+        horizon = min(max(1.0, share * budget.num_steps), 1 + int(num_averaged) / 9)
         torch._foreach_lerp_(averages, weights, 1 / horizon)
 
     return update

@@ -21,6 +21,7 @@ from volseg.progress import Update
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import Learner, TrainingEvents
 from volseg.training.history import History
+from volseg.training.pace import Pace
 from volseg.training.parallel import agree_on_mean, is_first
 from volseg.training.validation import validate
 
@@ -61,11 +62,13 @@ def choose_validation(
     step_seconds: float,
     training: TrainingConfig,
     num_rounds: int,
+    keep_all: bool = False,
 ) -> tuple[list[CachedCase], int]:
     """Cases that validate, evenly spread, and every how many rounds they do.
 
     As many as `VALIDATION_SHARE` of the time allows `VALIDATIONS` times. Where that is less than
-    two, two of them validate less often, and the end of the training at least.
+    two, or where all are kept that are given, they validate less often, and at the end of the
+    training at least.
     """
     if not cases:
         return [], 1
@@ -75,7 +78,7 @@ def choose_validation(
     # Forward is about a third of a training step, which takes a whole batch.
     case_s = windows * step_seconds / plan.batch_size / 3
     affordable = VALIDATION_SHARE * total_s / case_s
-    number = min(len(cases), max(2, int(affordable / VALIDATIONS)))
+    number = len(cases) if keep_all else min(len(cases), max(2, int(affordable / VALIDATIONS)))
     times = min(VALIDATIONS, max(1, int(affordable / number)))
     return [cases[i * len(cases) // number] for i in range(number)], math.ceil(num_rounds / times)
 
@@ -91,6 +94,7 @@ def attach_rounds(
     checkpoints: Checkpoints,
     history: History,
     validator: Validator,
+    pace: Pace,
     num_rounds: int,
     patience: int | None = None,
 ) -> None:
@@ -110,10 +114,12 @@ def attach_rounds(
         progress = budget.progress(counters.step)
         row: dict[str, Any] = {
             "step": counters.step,
+            **({"extension": counters.extensions} if counters.extensions else {}),
             "minutes": round(counters.elapsed_s / 60, 3),
             "progress": round(progress, 4),
             "loss": agree_on_mean(sum(losses) / len(losses)),
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
+            **pace.end_round(),
         }
         losses.clear()
         if progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0:

@@ -10,30 +10,35 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from volseg.allocation import keep_freed_memory
-from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
+from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Classes, Dataset
+from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
-from volseg.losses import BinaryCrossEntropyDice, DiceCrossEntropy, MultiLevelLoss, RegionLoss
-from volseg.networks import ResNetUNet, SegmentationNetwork
+from volseg.networks import ResNetUNet
 from volseg.networks.memory import recompute_
-from volseg.networks.pretrained import load_resnet
-from volseg.networks.resnet_unet import BLOCKS
 from volseg.planning import Plan, find_contradiction, write_plan
-from volseg.planning.architectures import choose_supervision, find_architecture
+from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
-from volseg.run_folder import LAST, RunFolder, open_fold, open_run, open_splits, select_cases
+from volseg.run_folder import (
+    LAST,
+    RunFolder,
+    extend_fold,
+    open_fold,
+    open_run,
+    open_splits,
+    select_cases,
+)
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints
+from volseg.training.checks import check_network, check_training
 from volseg.training.engine import (
     Learner,
     attach_checkpoints,
@@ -42,8 +47,12 @@ from volseg.training.engine import (
     make_learner,
     stop_on_interrupt,
 )
+from volseg.training.extension import check_finished, extend
 from volseg.training.history import History
+from volseg.training.loggers import check_loggers, open_loggers
+from volseg.training.loss import make_loss
 from volseg.training.machine import measure_machine
+from volseg.training.pace import Pace
 from volseg.training.parallel import (
     agree_on,
     check_batch,
@@ -76,6 +85,8 @@ class Setting:
     config: Config
     step_seconds: float
     device: torch.device
+    extends: bool = False
+    """Whether finished folds are given the length that `config` says."""
 
 
 def train(
@@ -99,25 +110,35 @@ def train(
         minutes: length by wall-clock time, validations included.
         epochs: length by number of epochs instead.
         fold: which part of the cases validates, or ``"all"`` for every fold in turn.
-        resume: go on with a training that was stopped, with the configuration it began with.
+        resume: go on with a training that was stopped, with the configuration it began with; with
+            `minutes` or `epochs`, extend one that has come to its end by so much.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: contradicting options, or a folder that holds another run.
+        ConfigError: contradicting options, a folder that holds another run, or an extension of what
+            has not come to its end.
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
-    resume = resume or (is_restart() and any(Path(output).glob(f"fold_*/{LAST}")))
+    if is_restart() and any(Path(output).glob(f"fold_*/{LAST}")):
+        # torchrun repeats the command, whose options are in the folder by now.
+        resume, config, minutes, epochs = True, None, None, None
+    extends = resume and (minutes is not None or epochs is not None)
     if resume:
-        config = resumed_config(Path(output), config or Config(), minutes, epochs)
+        config = resumed_config(Path(output), config or Config())
     config = with_length(config or Config(), minutes, epochs)
+    check_loggers(config.training.log)
     keep_freed_memory()
     with join(choose_device(device)) as own:
         prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
         setting = first_then_others(prepare)
-        setting = replace(setting, step_seconds=agree_on(setting.step_seconds))
+        step_seconds = agree_on(setting.step_seconds)
+        setting = replace(setting, step_seconds=step_seconds, extends=extends)
         check_batch(setting.plan.batch_size)
-        for number in choose_folds(fold, len(setting.splits)):
+        folds = choose_folds(fold, len(setting.splits))
+        if extends:
+            check_finished(setting.run, folds)
+        for number in folds:
             has_begun = (setting.run.fold(number) / LAST).exists()
             goes_on = resume and (has_begun or fold != "all")
             if not train_fold(setting, number, goes_on):
@@ -125,18 +146,17 @@ def train(
     return setting.run.path
 
 
-def resumed_config(
-    output: Path, config: Config, minutes: float | None, epochs: int | None
-) -> Config:
+def resumed_config(output: Path, config: Config) -> Config:
     """The configuration that the run in `output` began with, for its folds not yet begun too.
 
     Raises:
         ConfigError: other options were given, which a resumed training could not follow.
     """
-    if minutes is not None or epochs is not None or config != Config():
+    if config != Config():
         raise ConfigError(
-            "a resumed training keeps the configuration it began with; expected no other option. "
-            "Leave them out, or edit config.yaml in the folder of the fold."
+            "a resumed training keeps the configuration it began with; expected no other option "
+            "than a length, which extends a finished one. Leave them out, or edit config.yaml in "
+            "the folder of the fold."
         )
     begun = sorted(output.glob("fold_*/config.yaml"))
     return Config.read_yaml(begun[0]) if begun else config
@@ -220,80 +240,6 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
     return plan
 
 
-def check_training(plan: Plan, config: Config, classes: Classes) -> None:
-    """Refuse what a new training cannot follow, before anything is prepared for it.
-
-    Raises:
-        ConfigError: the network refuses its options or the patch, or cannot be supervised or begin
-            as the configuration says.
-        DataError: the pretrained weights do not fit.
-    """
-    network = check_network(plan, classes)
-    check_supervision(network, plan.network.name, config.loss, classes)
-    freeze(network, config.optimizer.freeze)
-    if config.training.start_from is not None:
-        transfer_weights(network, plan, classes, Path(config.training.start_from))
-    if config.network.pretrained is not None:
-        check_pretrained(network, config.network.pretrained, plan.network.name)
-
-
-def check_network(plan: Plan, classes: Classes) -> SegmentationNetwork:
-    """The planned network without values, in eval mode, if it takes the planned patch.
-
-    Raises:
-        ConfigError: the network refuses an option or the patch, or gives another size than the
-            patch's.
-    """
-    with torch.device("meta"):
-        network = build_planned_network(plan, classes.num_outputs).eval()
-        size = network(torch.zeros(1, network.in_channels, *plan.patch)).shape[2:]
-    if tuple(size) != plan.patch:
-        raise ConfigError(
-            f"network '{plan.network.name}' turns a patch of {plan.patch} into {tuple(size)}; "
-            "expected the same size. Leave out its options for unpadded or cropped features."
-        )
-    return network
-
-
-def check_supervision(
-    network: SegmentationNetwork, name: str, config: LossConfig, classes: Classes
-) -> None:
-    """Refuse settings of the supervision that the network has no use for.
-
-    Raises:
-        ConfigError: it has a single output, outputs at full resolution only, or another number of
-            them than weights.
-    """
-    strides = network.supervision_strides
-    changed = {
-        key
-        for key, value in config.model_dump().items()
-        if key.startswith("supervision_") and value != getattr(LossConfig(), key)
-    }
-    if len(strides) == 1 and changed:
-        raise ConfigError(
-            f"loss.{min(changed)} with network '{name}', which has a single output in training. "
-            "Leave it out."
-        )
-    idle = changed & {"supervision_target", "supervision_resolution"}
-    if idle and all(set(stride) == {1} for stride in strides):
-        raise ConfigError(
-            f"loss.{min(idle)} with network '{name}', whose outputs in training all have full "
-            "resolution. Leave it out."
-        )
-    if classes.candidates and config.supervision_target != "nearest-exact":
-        raise ConfigError(
-            f"loss.supervision_target '{config.supervision_target}' with voxels of unknown class; "
-            "expected 'nearest-exact'. Leave it out."
-        )
-    loss = _make_loss(config, name, len(strides), classes)
-    if len(strides) > 1:
-        try:
-            loss.check_outputs(len(strides))
-        except ConfigError as error:
-            raise ConfigError(f"loss.supervision_weights: {error}") from error
-
-
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     """Train one fold from its split to its last checkpoint; False if it was interrupted."""
     folder = setting.run.fold(fold)
@@ -307,25 +253,55 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, learner.counters.step)
+    if setting.extends:
+        config = _extend_fold(setting, config, fold, learner)
     if learner.is_complete:
         logger.info("fold %d is complete; nothing to do", fold)
         return True
     history = first_then_others(partial(History, folder / "history.jsonl", learner.counters.step))
     validator = _make_validator(setting, config, learner, validation_cases)
-    trainer = create_trainer(learner)
+    if setting.extends and is_first():
+        # A kill before the first round must not lose that it has begun.
+        checkpoints.save_last()
+    trainer, pace = create_trainer(learner), Pace(learner)
+    pace.attach(trainer)
     num_rounds = config.training.epochs or ROUNDS_BY_TIME
     patience = config.training.patience
-    attach_rounds(trainer, learner, checkpoints, history, validator, num_rounds, patience)
+    attach_rounds(trainer, learner, checkpoints, history, validator, pace, num_rounds, patience)
     attach_counting(trainer, learner, num_rounds)
     attach_checkpoints(trainer, checkpoints)
     loader = _make_loader(setting, config, train_cases, learner.counters.step)
-    with show_progress(f"Training fold {fold}") as update, stop_on_interrupt(learner):
+    _announce(pace, setting)
+    with (
+        show_progress(f"Training fold {fold}") as update,
+        stop_on_interrupt(learner),
+        open_loggers(trainer, config, history),
+    ):
         attach_bar(trainer, learner, history, update)
         # The budget ends the training; ignite only needs a length that is never reached.
         trainer.run(loader, max_epochs=1, epoch_length=2**62)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
-    logger.info("fold %d: %d steps in %.1f minutes -> %s", fold, step, minutes, folder)
+    logger.info("fold %d: %d steps in %.1f minutes (%s) -> %s", fold, step, minutes, pace, folder)
     return learner.is_complete
+
+
+def _announce(pace: Pace, setting: Setting) -> None:
+    """What the plan predicts, or what the steps before took in a training that goes on."""
+    counters = pace.learner.counters
+    if counters.step:
+        pace.announce(counters.elapsed_s / counters.step, "as before")
+    else:
+        pace.announce(setting.step_seconds, "predicted")
+
+
+def _extend_fold(setting: Setting, config: Config, fold: int, learner: Learner) -> Config:
+    """Begin the extension of a finished fold; returns the fold's configuration from now on."""
+    length = setting.config.training
+    config = with_length(config, length.minutes, length.epochs)
+    if is_first():
+        extend_fold(setting.run, fold, config, learner.counters.extensions + 1)
+    extend(learner, config.training)
+    return config
 
 
 def _open_config(setting: Setting, fold: int, resume: bool) -> Config:
@@ -339,13 +315,20 @@ def _make_validator(
 ) -> Validator:
     """With the cases that were chosen when the training began, so that "best" keeps its meaning."""
     plan, counters = setting.plan, learner.counters
+    rounds = config.training.epochs or ROUNDS_BY_TIME
+    choose = partial(
+        choose_validation,
+        plan=plan,
+        step_seconds=setting.step_seconds,
+        training=config.training,
+        num_rounds=rounds,
+    )
     if not counters.validation:
-        rounds = config.training.epochs or ROUNDS_BY_TIME
-        chosen, every = choose_validation(
-            cases, plan, setting.step_seconds, config.training, rounds
-        )
-        counters.validation, counters.validate_every = [case.case_id for case in chosen], every
+        chosen, counters.validate_every = choose(cases)
+        counters.validation = [case.case_id for case in chosen]
     kept = [case for case in cases if case.case_id in counters.validation]
+    if setting.extends:
+        _, counters.validate_every = choose(kept, keep_all=True)
     return Validator(kept, plan, setting.dataset.classes, setting.device)
 
 
@@ -398,8 +381,13 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     else:
         minutes = training.minutes or DEFAULT_MINUTES
         budget = Budget(int(minutes * 60 / setting.step_seconds), minutes)
-    outputs = len(network.supervision_strides)
-    loss = _make_loss(config.loss, setting.plan.network.name, outputs, setting.dataset.classes)
+    loss = make_loss(
+        config.loss,
+        setting.plan.network.name,
+        len(network.supervision_strides),
+        setting.dataset.classes,
+        setting.plan.spacing_mm,
+    )
     if training.recompute:
         recompute_(network)
     precision = choose_precision(training.precision, setting.device)
@@ -412,47 +400,6 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     if is_gpu if training.compile is None else training.compile:
         learner.forward = compile_network(learner.forward)
     return learner
-
-
-def _make_loss(config: LossConfig, name: str, outputs: int, classes: Classes) -> MultiLevelLoss:
-    """For the outputs of network `name`, weighted as its source does unless the user says."""
-    weights = config.supervision_weights
-    if weights is None:
-        weights = find_architecture(name).supervision_weights.get(outputs, "halving")
-    loss: nn.Module
-    if classes.regions:
-        terms = BinaryCrossEntropyDice(
-            config.cross_entropy_weight, config.dice_weight, ignore=bool(classes.candidates)
-        )
-        loss = RegionLoss(terms, classes.region_indices, classes.num_classes, classes.candidates)
-    else:
-        loss = DiceCrossEntropy(
-            config.dice_weight, config.cross_entropy_weight, candidates=classes.candidates
-        )
-    return MultiLevelLoss(
-        loss,
-        weights,
-        target=config.supervision_target,
-        resolution=config.supervision_resolution,
-        decay=config.supervision_decay,
-    )
-
-
-def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None:
-    """Refuse pretrained weights where they cannot be taken over.
-
-    Raises:
-        ConfigError: another network, or no such file.
-        DataError: the file cannot be read or does not fit.
-    """
-    if not isinstance(network, ResNetUNet):
-        raise ConfigError(
-            f"network.pretrained with network '{name}'; expected 'resnet_unet', which alone takes "
-            "pretrained weights. Leave it out."
-        )
-    if not Path(path).is_file():
-        raise ConfigError(f"network.pretrained {path} does not exist; expected a state dict.")
-    load_resnet(network, Path(path), BLOCKS[network.depth])
 
 
 def _resumable_parts(learner: Learner) -> dict[str, object]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.inference.model import ModelFacts, find_weights, read_facts
-from volseg.networks import build_network
+from volseg.networks import build_network, choose_shape_device
 from volseg.networks.weights import load_weights
 from volseg.planning.plan import Plan
 
@@ -134,7 +134,7 @@ def _find_named_axes(plan: Plan, classes: Classes) -> dict[str, tuple[str, int]]
     inputs, outputs = len(plan.normalisation), classes.num_outputs
 
     def shapes(in_channels: int, out_channels: int) -> dict[str, torch.Size]:
-        with torch.device("meta"):
+        with choose_shape_device(plan.network.name):
             network = build_network(
                 plan.network.name,
                 spatial_dims=plan.spatial_dims,
