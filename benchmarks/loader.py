@@ -7,7 +7,7 @@ nnU-Net's set (``configs/nnunet.yaml``), in batches of two:
 
 - volseg: prepared cases on disk, by the loader of a training;
 - MONAI: dictionary transforms on volumes in memory, without metadata tensors;
-- nnU-Net: its own data loader and transforms on its own compressed store (`loader_nnunet.py`, run by
+- nnU-Net: its own data loader and transforms on its own compressed store (`loader_nnunet.py`, by
   ``--peer-python``, where nnunetv2 is installed; left out without it).
 
 The sides take turns, each with one thread. ``--waiting DATASET RUN`` shows instead, for a run

@@ -1,22 +1,18 @@
 """nnU-Net's data loader at the command of `loader.py`, in an environment that has nnunetv2.
 
-Arguments: a folder of prepared arrays, the three edges of the patch, the batch size. Makes nnU-Net's
-store from the arrays, answers with versions, then reads numbers of batches and answers with seconds.
+Arguments: a folder of prepared arrays, the three edges of the patch, the batch size. Makes
+nnU-Net's store from the arrays, answers with versions, then reads numbers of batches and answers
+with seconds.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-# nnU-Net asks for its folders when it is imported.
-for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    os.environ.setdefault(name, sys.argv[1])
 
 import numpy as np
 import torch

@@ -1,21 +1,17 @@
-"""Changes of the intensities of one channel, in place, on whatever device it lies.
-
-Blurring and the loss of resolution are linear and treat each axis alone, so that each of them is a
-product with one small matrix per axis. Matrix products are the fastest thing that a processor does:
-they beat convolutions and interpolations of a single channel by far.
-"""
+"""Changes of the intensities of one channel, in place, on whatever device it lies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-Matrix = NDArray[np.float64]
+TRUNCATE = 3.5
+"""A Gaussian ends after so many standard deviations; beyond lie 5 of 10,000 parts."""
+_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 def add_noise_(image: Tensor, deviation: float, seed: int) -> None:
@@ -28,8 +24,28 @@ def add_noise_(image: Tensor, deviation: float, seed: int) -> None:
 
 
 def blur_(channel: Tensor, sigma: float) -> None:
-    """Blur ``(*P)`` by a Gaussian of `sigma` voxels, cut off at the border and normalised there."""
-    _apply_per_axis_(channel, range(channel.dim()), lambda size: blurring_matrix(size, sigma))
+    """Blur ``(*P)`` by a Gaussian of `sigma` voxels, cut off at the border and normalised there.
+
+    Axis by axis, as a sum of shifted images: on a CPU several times as fast as torch's convolution,
+    which is made for many channels.
+    """
+    source, result = channel.clone(), channel
+    for axis, size in enumerate(channel.shape):
+        radius = min(max(1, round(TRUNCATE * sigma)), size - 1)
+        weights = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(radius + 1)]
+        torch.mul(source, weights[0], out=result)
+        total = torch.full((size,), weights[0])
+        for step, weight in enumerate(weights[1:], start=1):
+            for to, origin in ((0, step), (step, 0)):
+                left = size - step
+                part = source.narrow(axis, origin, left)
+                result.narrow(axis, to, left).add_(part, alpha=weight)
+                total[to : to + left] += weight
+        scale = total.reciprocal().to(channel.device)
+        result.mul_(scale.view(-1, *[1] * (channel.dim() - axis - 1)))
+        source, result = result, source
+    if source is not channel:
+        channel.copy_(source)
 
 
 def lower_resolution_(channel: Tensor, zoom: float, axes: Sequence[int]) -> None:
@@ -40,7 +56,12 @@ def lower_resolution_(channel: Tensor, zoom: float, axes: Sequence[int]) -> None
         zoom: above 0, at most 1.
         axes: along which the resolution is lost.
     """
-    _apply_per_axis_(channel, axes, lambda size: coarsening_matrix(size, zoom))
+    size = list(channel.shape)
+    for axis in axes:
+        size[axis] = max(1, round(size[axis] * zoom))
+    coarse = functional.interpolate(channel[None, None], size, mode="nearest-exact")
+    mode = _LINEAR[channel.dim()]
+    channel.copy_(functional.interpolate(coarse, channel.shape, mode=mode)[0, 0])
 
 
 def change_contrast_(channel: Tensor, factor: float) -> None:
@@ -64,52 +85,11 @@ def change_gamma_(channel: Tensor, exponent: float, *, inverted: bool) -> None:
     mean, deviation = _moments(channel)
     sign = -1 if inverted else 1
     channel.sub_(high if inverted else low).mul_(sign / (high - low))
-    # Several times as fast as a power; 0 becomes exp(-inf) = 0.
-    channel.log_().mul_(exponent).exp_()
+    # Several times as fast as a power; 0 becomes 2 ** -inf = 0.
+    channel.log2_().mul_(exponent).exp2_()
     new_mean, new_deviation = _moments(channel)
     scale = sign * deviation / new_deviation
     channel.mul_(scale).add_(mean - scale * new_mean)
-
-
-def blurring_matrix(size: int, sigma: float) -> Matrix:
-    """(size, size); each row is the Gaussian around its voxel, with sum 1."""
-    distance = np.subtract.outer(np.arange(size), np.arange(size))
-    weights = np.exp(-0.5 * (distance / sigma) ** 2)
-    matrix: Matrix = weights / weights.sum(axis=1, keepdims=True)
-    return matrix
-
-
-def coarsening_matrix(size: int, zoom: float) -> Matrix:
-    """(size, size) to ``round(size * zoom)`` voxels, nearest, and back to `size`, linear.
-
-    Voxels keep the outer edges of the axis in common, as everywhere in volseg.
-    """
-    coarse = max(1, round(size * zoom))
-    taken = np.floor((np.arange(coarse) + 0.5) * size / coarse).astype(np.intp)
-    place = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
-    lower = np.floor(place).astype(np.intp)
-    upper = np.minimum(lower + 1, coarse - 1)
-    matrix, rows = np.zeros((size, size)), np.arange(size)
-    matrix[rows, taken[lower]] = 1 - (place - lower)
-    matrix[rows, taken[upper]] += place - lower
-    return matrix
-
-
-def _apply_per_axis_(
-    channel: Tensor, axes: Sequence[int], make_matrix: Callable[[int], Matrix]
-) -> None:
-    """Multiply ``(*P)`` along each of `axes` with the matrix of its size."""
-    result, shape = channel, channel.shape
-    for axis in axes:
-        size = shape[axis]
-        if size == 1:
-            continue
-        matrix = torch.from_numpy(make_matrix(size)).to(channel)
-        if axis == len(shape) - 1:
-            result = result.reshape(-1, size) @ matrix.T
-        else:
-            result = matrix @ result.reshape(math.prod(shape[:axis]), size, -1)
-    channel.copy_(result.view(shape))
 
 
 def _moments(channel: Tensor) -> tuple[float, float]:

@@ -92,7 +92,7 @@ def resample(
             for steps, plane, size in zip(lead, rest, region, strict=True)
         ]
         index = _find_nearest(places, region)
-        labels[slab] = flat[index]
+        labels[slab] = flat.index_select(0, index.view(-1)).view(index.shape)
         _interpolate(image, places, changed[:, slab])
     return changed, labels
 
@@ -112,9 +112,9 @@ def _make_axes(
 
 def _find_nearest(places: Sequence[Tensor], region: Sequence[int]) -> Tensor:
     """Running numbers of the voxels next to `places`."""
-    index = places[0].round().long()
+    index = places[0].round().int()
     for place, size in zip(places[1:], region[1:], strict=True):
-        index.mul_(size).add_(place.round().long())
+        index.mul_(size).add_(place.round().int())
     return index
 
 
