@@ -10,7 +10,8 @@ nnU-Net's set (``configs/nnunet.yaml``), in batches of two:
 - nnU-Net: its own data loader and transforms on its own compressed store (`loader_nnunet.py`, by
   ``--peer-python``, where nnunetv2 is installed; left out without it).
 
-The sides take turns, each with one thread. ``--waiting DATASET RUN`` shows instead, for a run
+The sides take turns, each with one thread, whose processor time counts: what else the machine
+does has little weight. ``--waiting DATASET RUN`` shows instead, for a run
 folder that ``volseg train DATASET -o RUN`` made, which share of a step waits for its batch.
 """
 
@@ -165,10 +166,10 @@ def list_monai_transforms(patch: Sequence[int]) -> list[Any]:
 
 def time_batches(batches: Iterator[Any]) -> Turn:
     def take(count: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(count):
             next(batches)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return take
 

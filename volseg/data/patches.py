@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from volseg.data.augmentation import Augmentation, Cut
 from volseg.data.cache import CachedCase
+from volseg.data.mapping import MappedArray
 from volseg.data.spatial import find_region
 from volseg.errors import ConfigError, DataError, MachineError
 
@@ -51,6 +52,7 @@ class PatchDataset(Dataset[Cut]):
         self.cases, self.patch = list(cases), tuple(patch)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_centred = batch_size * foreground
+        self._places: dict[int, tuple[MappedArray, MappedArray]] = {}
 
     def __getitem__(self, number: int) -> Cut:
         """A region of a case in the types of the cache, and what becomes of it.
@@ -58,22 +60,31 @@ class PatchDataset(Dataset[Cut]):
         Raises:
             DataError: the prepared case cannot be read; names it.
         """
-        case = self.cases[self._case_index(number)]
+        index = self._case_index(number)
+        case = self.cases[index]
         try:
-            return self._cut(case, number)
+            return self._cut(index, number)
         except Exception as error:  # Whatever it is, the case must be known.
             raise DataError(
                 f"case {case.case_id}: no patch could be cut from {case.folder} "
                 f"({type(error).__name__}: {error}). Remove that folder to prepare the case anew."
             ) from error
 
-    def _cut(self, case: CachedCase, number: int) -> Cut:
+    def _open(self, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Image and label of a case."""
+        if index not in self._places:
+            case = self.cases[index]
+            self._places[index] = MappedArray(case.image), MappedArray(case.label)
+        image, label = self._places[index]
+        return image.open(), label.open()
+
+    def _cut(self, index: int, number: int) -> Cut:
         step, i = divmod(number, self.batch_size)
         rng = np.random.default_rng((self.seed, step, i))
-        images, labels, foreground = case.image, case.label, case.foreground
+        case, (images, labels) = self.cases[index], self._open(index)
         # Each batch has the whole part of its centred samples, and one more by chance.
         is_centred = rng.random() < self.num_centred - i
-        if is_centred and foreground:
+        if is_centred and (foreground := case.foreground):
             voxels = foreground[rng.integers(len(foreground))]
             start = _centred_start(voxels[rng.integers(len(voxels))], labels.shape, self.patch)
         elif (annotated := case.annotated) is not None and len(annotated):
@@ -125,10 +136,13 @@ def cut(
     array: NDArray[np.generic], start: Sequence[int], patch: Sequence[int]
 ) -> NDArray[np.generic]:
     """Copy a patch from the last axes of `array`; what lies outside is zero."""
-    lead = array.ndim - len(patch)
+    lead, shape = array.ndim - len(patch), array.shape[array.ndim - len(patch) :]
+    if all(a >= 0 and a + p <= n for a, p, n in zip(start, patch, shape, strict=True)):
+        inside = (slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        return array[(..., *inside)].copy()
     result = np.zeros((*array.shape[:lead], *patch), dtype=array.dtype)
     source, target = [slice(None)] * lead, [slice(None)] * lead
-    for a, p, n in zip(start, patch, array.shape[lead:], strict=True):
+    for a, p, n in zip(start, patch, shape, strict=True):
         low, high = max(a, 0), min(a + p, n)
         source.append(slice(low, high))
         target.append(slice(low - a, high - a))
