@@ -59,7 +59,7 @@ from volseg.training.budget import Budget
 from volseg.training.engine import create_trainer, make_learner
 
 HERE = Path(__file__).resolve().parent
-BATCH, CASES, CLASSES = 2, 3, 3
+BATCH, CASES = 2, 6
 SIZES = {"small": ((32, 48, 32), (48, 72, 56)), "large": ((128, 128, 128), (224, 256, 192))}
 """Patch and volume."""
 BATCHES = {"small": 100, "large": 8}
@@ -80,7 +80,7 @@ def write_volumes(folder: Path, shape: Sequence[int]) -> Path:
         image = 100 * (sum(fields) + label + 0.3 * rng.normal(size=shape))
         for name, array in (("images", image.astype(np.float32)), ("labels", label)):
             (folder / name).mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / name / f"case_{number}.nii.gz")
+            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / name / f"case_{number}.nii")
     return folder
 
 

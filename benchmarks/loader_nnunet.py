@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -36,8 +36,7 @@ def write_store(arrays: Path, patch: tuple[int, ...]) -> Path:
         image = np.load(file)
         label = np.load(arrays / f"{case}_label.npy")[None].astype(np.int16)
         params = [
-            nnUNetDatasetBlosc2.comp_blosc2_params(array.shape, patch, array.itemsize)
-            for array in (image, label)
+            comp_blosc2_params(array.shape, patch, array.itemsize) for array in (image, label)
         ]
         (blocks, chunks), (blocks_label, chunks_label) = params
         locations = {

@@ -185,10 +185,9 @@ class Augmentation:
 
 
 def _apply(image: Tensor, numbers: PerChannel, change: Callable[[Tensor, float], object]) -> None:
-    # No numbers: no channel is changed.
-    for channel, number in zip(image, numbers):  # noqa: B905
+    for channel, number in enumerate(numbers):
         if number is not None:
-            change(channel, number)
+            change(image[channel], number)
 
 
 def _draw_per_channel(

@@ -17,8 +17,13 @@ class MappedArray:
     """
 
     def __init__(self, array: np.memmap[Any, Any]) -> None:
-        """Take the place from an array that numpy has mapped whole, in C order."""
-        self.path, self.offset = str(array.filename), array.offset
+        """Take the place from an array that numpy has mapped, in C order, or from rows of one."""
+        whole = array
+        while isinstance(whole.base, np.memmap):
+            whole = whole.base
+        self.path = str(whole.filename)
+        # A part of an array still says the offset of the whole.
+        self.offset = whole.offset + array.ctypes.data - whole.ctypes.data
         self.dtype, self.shape = array.dtype, array.shape
 
     def open(self) -> NDArray[Any]:

@@ -52,7 +52,7 @@ class PatchDataset(Dataset[Cut]):
         self.cases, self.patch = list(cases), tuple(patch)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_centred = batch_size * foreground
-        self._places: dict[int, tuple[MappedArray, MappedArray]] = {}
+        self._places: dict[int, tuple[MappedArray, MappedArray, list[MappedArray]]] = {}
 
     def __getitem__(self, number: int) -> Cut:
         """A region of a case in the types of the cache, and what becomes of it.
@@ -70,36 +70,36 @@ class PatchDataset(Dataset[Cut]):
                 f"({type(error).__name__}: {error}). Remove that folder to prepare the case anew."
             ) from error
 
-    def _open(self, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Image and label of a case."""
+    def _locate(self, index: int) -> tuple[MappedArray, MappedArray, list[MappedArray]]:
+        """Image, label and foreground of a case."""
         if index not in self._places:
             case = self.cases[index]
-            self._places[index] = MappedArray(case.image), MappedArray(case.label)
-        image, label = self._places[index]
-        return image.open(), label.open()
+            foreground = [MappedArray(positions) for positions in case.foreground]
+            self._places[index] = MappedArray(case.image), MappedArray(case.label), foreground
+        return self._places[index]
 
     def _cut(self, index: int, number: int) -> Cut:
         step, i = divmod(number, self.batch_size)
         rng = np.random.default_rng((self.seed, step, i))
-        case, (images, labels) = self.cases[index], self._open(index)
+        case, (image, label, foreground) = self.cases[index], self._locate(index)
         # Each batch has the whole part of its centred samples, and one more by chance.
         is_centred = rng.random() < self.num_centred - i
-        if is_centred and (foreground := case.foreground):
-            voxels = foreground[rng.integers(len(foreground))]
-            start = _centred_start(voxels[rng.integers(len(voxels))], labels.shape, self.patch)
+        if is_centred and foreground:
+            voxels = foreground[rng.integers(len(foreground))].open()
+            start = _centred_start(voxels[rng.integers(len(voxels))], label.shape, self.patch)
         elif (annotated := case.annotated) is not None and len(annotated):
             # Anywhere else might hold nothing to learn from.
             voxel = annotated[rng.integers(len(annotated))]
-            start = _centred_start(voxel, labels.shape, self.patch)
+            start = _centred_start(voxel, label.shape, self.patch)
         else:
-            start = _random_start(rng, labels.shape, self.patch)
-        changes = self.augment.draw(int(rng.integers(2**32)), len(images))
+            start = _random_start(rng, label.shape, self.patch)
+        changes = self.augment.draw(int(rng.integers(2**32)), image.shape[0])
         first, shape = start, self.patch
         if changes.matrix is not None:
-            first, shape = find_region(changes.matrix, start, self.patch, labels.shape)
+            first, shape = find_region(changes.matrix, start, self.patch, label.shape)
         centre = [s - f + (p - 1) / 2 for s, f, p in zip(start, first, self.patch, strict=True)]
-        image, label = (torch.from_numpy(cut(array, first, shape)) for array in (images, labels))
-        return Cut(image, label, centre, self.patch, changes)
+        parts = (torch.from_numpy(cut(part.open(), first, shape)) for part in (image, label))
+        return Cut(*parts, centre, self.patch, changes)
 
     def _case_index(self, number: int) -> int:
         """Every case once per round, in a new order each round."""

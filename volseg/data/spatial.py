@@ -16,7 +16,7 @@ from torch.nn import functional
 
 Matrix = NDArray[np.float64]
 
-_SLAB_VOXELS = {"cpu": 2**15, "cuda": 2**24}
+_SLAB_VOXELS = {"cpu": 2**16, "cuda": 2**24}
 """Resampled at a time: on a CPU what lies in its cache, on a GPU what fills it."""
 _ROUNDING = 1e-6
 """In voxels; a matrix of sines and cosines is never exactly that of a right angle."""
