@@ -15,6 +15,7 @@ STILL = [
     f"augmentation.{change}=0"
     for change in (
         "rotate",
+        "scale",
         "noise",
         "blur",
         "brightness",

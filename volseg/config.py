@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from volseg.atomic import write_json
 from volseg.errors import ConfigError, VolsegError
@@ -202,22 +202,65 @@ class OptimizerConfig(Record):
     """Horizon of the moving average of the weights as a share of the training; 0 is off."""
 
 
+def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError("the smaller number first is expected")
+    return limits
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]
+
+
 class AugmentationConfig(Record):
-    """How often each random change is applied to a training patch, and how strong it is."""
+    """How often each random change is applied to a training patch, and how strong it is.
+
+    Changes come in the order given here but for the mirroring, which is last; each happens by its
+    own chance. Ranges are drawn from evenly; a factor of brightness, contrast or gamma is as often
+    below 1 as above where its range has both. Several channels are changed each by its own draw,
+    but for rotation, scale, mirroring and the strength of the noise.
+    """
 
     rotate: Probability = 0.3
+    """About every axis at once; where one axis is coarse, about that axis alone."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Largest relative change of size, applied together with the rotation."""
+    """Largest angle, either way."""
+    scale: Probability = 0.3
+    scale_range: Range = (0.8, 1.2)
+    """The patch shows so many times its extent: above 1, structures become smaller."""
+    scale_per_axis: bool = True
+    """Draw a factor for each axis instead of one for all."""
     flip: Probability = 0.0
     """Per axis. Off by default: organs are not symmetric. Classes with a side in their names, as
     in ``left kidney``, change places; an axis is left out where one has no counterpart."""
     noise: Probability = 0.15
+    noise_deviation: Annotated[
+        tuple[Annotated[float, Field(ge=0)], Positive], AfterValidator(_check_order)
+    ] = (0.0, 0.15)
+    """Standard deviation of Gaussian noise, in units of the normalised image."""
     blur: Probability = 0.1
+    blur_sigma: Range = (0.4, 1.0)
+    """Of the Gaussian, in voxels."""
+    blur_channels: Probability = 1.0
+    """Chance of each channel, where there is blurring."""
     brightness: Probability = 0.2
+    brightness_range: Range = (0.75, 1.25)
+    """Factor of all intensities."""
     contrast: Probability = 0.2
-    gamma: Probability = 0.2
+    contrast_range: Range = (0.75, 1.25)
+    """Factor of the distances from the mean; the range of the intensities is kept."""
     low_resolution: Probability = 0.1
+    low_resolution_range: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
+        AfterValidator(_check_order),
+    ] = (0.5, 1.0)
+    """Share of the voxels per axis that are kept, but along a coarse axis."""
+    low_resolution_channels: Probability = 1.0
+    """Chance of each channel, where there is loss of resolution."""
+    gamma_inverted: Probability = 0.0
+    """The same as `gamma`, of the negative image."""
+    gamma: Probability = 0.2
+    gamma_range: Range = (0.7, 1.5)
+    """Exponent; mean and standard deviation are kept."""
 
 
 class TrainingConfig(Record):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from makers import keep, make_dataset
+from makers import STILL, keep, make_dataset
+from torch.utils.data import DataLoader
 
 from volseg.config import AugmentationConfig
-from volseg.data.augmentation import Augmentation, rotation_range
+from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Classes, Dataset
 from volseg.data.layouts import find_dataset
-from volseg.data.patches import PatchDataset, cut, make_loader
+from volseg.data.patches import Batches, PatchDataset, cut, make_loader
+from volseg.data.spatial import resample
 from volseg.errors import ConfigError, DataError
 from volseg.planning import NetworkPlan, Normalisation, Plan
 
+CPU = torch.device("cpu")
 CLASSES = Classes(names=("background", "a", "b"), values=(0, 1, 2))
 
 
@@ -110,18 +114,80 @@ def make_patches(cases: list[CachedCase], seed: int = 0, foreground: float = 0.5
 
 def test_sample_depends_on_seed_and_number_only(dataset: Dataset, tmp_path: Path) -> None:
     cases = cached(dataset, tmp_path / "c")
-    first, second = make_patches(cases), make_patches(cases)
+
+    def make(number: int, seed: int = 0) -> torch.Tensor:
+        patches = make_patches(cases, seed)
+        return patches.augment([patches[number]])[0]
+
+    again = make_patches(cases)
     for _ in range(5):
-        first[3]
-    assert torch.equal(first[11][0], second[11][0])
-    assert not torch.equal(first[11][0], make_patches(cases, seed=1)[11][0])
-    assert not torch.equal(first[11][0], first[13][0])
+        again[3]
+    assert torch.equal(again.augment([again[11]])[0], make(11))
+    assert not torch.equal(make(11), make(11, seed=1))
+    assert not torch.equal(make(11), make(13))
+
+
+@pytest.mark.parametrize("finish_in_loader", [True, False])
+def test_batch_is_its_samples(dataset: Dataset, tmp_path: Path, finish_in_loader: bool) -> None:
+    """On a GPU what was cut is changed behind the loader; the batches must be the same."""
+    patches = make_patches(cached(dataset, tmp_path / "c"))
+    if finish_in_loader:
+        batches = iter(make_loader(patches, 2, workers=0, device=CPU))
+    else:
+        loader = DataLoader(patches, batch_sampler=[[4, 5]], collate_fn=list)
+        batches = iter(Batches(loader, patches.augment))
+    images, labels = next(batches)
+    assert (images.shape, images.dtype) == ((2, 1, 8, 8, 8), torch.float32)
+    assert (labels.shape, labels.dtype) == ((2, 8, 8, 8), torch.int64)
+    for number, image, label in zip((4, 5), images, labels, strict=True):
+        alone = patches.augment([patches[number]])
+        assert torch.equal(alone[0][0], image)
+        assert torch.equal(alone[1][0], label)
+
+
+def test_turned_patch_shows_what_lies_beyond_its_corners(dataset: Dataset, tmp_path: Path) -> None:
+    case = cached(dataset, tmp_path / "c")[0]
+    patches = PatchDataset(
+        [case],
+        (5, 6, 4),
+        batch_size=1,
+        foreground=0.5,
+        augment=Augmentation(STILL.model_copy(update={"rotate": 1.0}), (1, 1, 1), CLASSES),
+        seed=0,
+    )
+    whole, labels = torch.from_numpy(case.image.astype(np.float32)), torch.tensor(case.label)
+    still = PatchDataset([case], (5, 6, 4), batch_size=1, foreground=0.5, augment=keep, seed=0)
+    for number in range(10):
+        image, label = patches.augment([patches[number]])
+        start = find_start(whole, still[number].image)
+        middle = [s + (p - 1) / 2 for s, p in zip(start, (5, 6, 4), strict=True)]
+        matrix = patches[number].changes.matrix
+        expected = resample(whole, labels, matrix, middle, (5, 6, 4))
+        torch.testing.assert_close(image[0], expected[0], atol=1e-4, rtol=1e-4)
+        assert torch.equal(label[0], expected[1].long())
+
+
+def slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+
+
+def find_start(whole: torch.Tensor, patch: torch.Tensor) -> tuple[int, ...]:
+    corner = (whole[0] == patch[0, 0, 0, 0].float()).nonzero()
+    (start,) = [
+        tuple(place)
+        for place in corner.tolist()
+        if torch.equal(
+            whole[(slice(None), *slices(place, patch.shape[1:]))],
+            patch.float(),
+        )
+    ]
+    return start
 
 
 def test_workers_give_the_same_batches_as_none(dataset: Dataset, tmp_path: Path) -> None:
     cases = cached(dataset, tmp_path / "c")
-    alone = iter(make_loader(make_patches(cases), 0, workers=0, pin_memory=False))
-    shared = iter(make_loader(make_patches(cases), 0, workers=2, pin_memory=False))
+    alone = iter(make_loader(make_patches(cases), 0, workers=0, device=CPU))
+    shared = iter(make_loader(make_patches(cases), 0, workers=2, device=CPU))
     for _ in range(4):
         for a, b in zip(next(alone), next(shared), strict=True):
             assert torch.equal(a, b)
@@ -129,8 +195,8 @@ def test_workers_give_the_same_batches_as_none(dataset: Dataset, tmp_path: Path)
 
 def test_loader_that_starts_later_goes_on_there(dataset: Dataset, tmp_path: Path) -> None:
     cases = cached(dataset, tmp_path / "c")
-    whole = iter(make_loader(make_patches(cases), 0, workers=0, pin_memory=False))
-    later = iter(make_loader(make_patches(cases), 3, workers=0, pin_memory=False))
+    whole = iter(make_loader(make_patches(cases), 0, workers=0, device=CPU))
+    later = iter(make_loader(make_patches(cases), 3, workers=0, device=CPU))
     for _ in range(3):
         next(whole)
     assert torch.equal(next(whole)[0], next(later)[0])
@@ -199,46 +265,3 @@ def test_volume_smaller_than_the_patch_is_padded_around() -> None:
 def test_training_without_cases_is_refused() -> None:
     with pytest.raises(ConfigError, match="no case to train on"):
         make_patches([])
-
-
-def test_rotation_spares_a_coarse_axis() -> None:
-    assert rotation_range(180, (1, 1, 3)) == [0, 0, pytest.approx(np.pi)]
-    assert rotation_range(90, (1, 1.2, 1)) == [pytest.approx(np.pi / 2)] * 3
-    assert rotation_range(90, (1, 1)) == pytest.approx(np.pi / 2)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_image_and_label_turn_together(dims: int) -> None:
-    label = torch.zeros((24,) * dims, dtype=torch.int64)
-    label[(slice(4, 12), slice(6, 20))] = 1
-    config = AugmentationConfig(
-        rotate=1, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0, flip=1
-    )
-    augmentation = Augmentation(config, (1.0,) * dims, CLASSES)
-    image, turned = augmentation(label[None].float(), label, seed=3)
-    assert not torch.equal(turned, label)
-    assert ((image[0] > 0.5).long() == turned).float().mean() > 0.97
-    assert turned.dtype == torch.int64
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 8)])
-def test_intensity_changes_leave_the_label(shape: tuple[int, ...]) -> None:
-    config = AugmentationConfig(
-        rotate=0, noise=1, blur=1, brightness=1, contrast=1, gamma=1, low_resolution=1
-    )
-    label = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0))
-    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    changed, same = Augmentation(config, (1.0,) * len(shape), CLASSES)(image, label, seed=0)
-    assert torch.equal(same, label)
-    assert changed.shape == image.shape
-    assert not torch.equal(changed, image)
-    assert torch.isfinite(changed).all()
-
-
-def test_global_metadata_tracking_is_left_as_it_was() -> None:
-    from monai.data.meta_obj import get_track_meta
-
-    before = get_track_meta()
-    augmentation = Augmentation(AugmentationConfig(), (1, 1, 1), CLASSES)
-    augmentation(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 8, dtype=torch.int64), seed=0)
-    assert get_track_meta() is before

@@ -473,7 +473,7 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=0.5, augment=keep, seed=0)
     trainer = create_trainer(learner)
     attach_counting(trainer, learner, num_rounds=1)
-    trainer.run(make_loader(patches, 0, 0, pin_memory=False), max_epochs=1, epoch_length=1000)
+    trainer.run(make_loader(patches, 0, 0, torch.device("cpu")), max_epochs=1, epoch_length=1000)
     assert learner.counters.step == 400
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.network.parameters())
     dice = validate(learner.network, cases, plan, dataset.classes, torch.device("cpu"))
@@ -502,4 +502,4 @@ def test_case_that_cannot_be_cut_is_named(balls: Path, tmp_path: Path, workers: 
     (cases[0].folder / "image.npy").write_bytes(b"no array")
     patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=1, augment=keep, seed=0)
     with pytest.raises(DataError, match=r"^case case_00: no patch could be cut from [^\n]*$"):
-        next(iter(make_loader(patches, 0, workers, pin_memory=False)))
+        next(iter(make_loader(patches, 0, workers, torch.device("cpu"))))

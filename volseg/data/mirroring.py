@@ -48,7 +48,7 @@ class Mirroring:
         dims = [axis - label.dim() for axis in axes]
         image, label = image.flip(dims), label.flip(dims)
         if 0 in axes and self.swapped != tuple(range(len(self.swapped))):
-            label = torch.tensor(self.swapped, dtype=label.dtype)[label.long()]
+            label = torch.tensor(self.swapped, dtype=label.dtype, device=label.device)[label.long()]
         return image, label
 
     def draw(self, probability: float, seed: int) -> tuple[int, ...]:

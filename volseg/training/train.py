@@ -345,9 +345,8 @@ def _make_loader(
         seed=config.training.seed,
     )
     workers = _num_workers(config, setting.device)
-    is_gpu = setting.device.type == "cuda"
     share = (get_rank(), count_processes())
-    return make_loader(patches, first_step, workers, pin_memory=is_gpu, share=share)
+    return make_loader(patches, first_step, workers, setting.device, share)
 
 
 def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
