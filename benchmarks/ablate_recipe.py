@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from training_runs import run_all
 
-SPATIAL = ("rotate", "flip")
+SPATIAL = ("rotate", "scale", "flip")
 INTENSITY = ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
 
 

@@ -23,7 +23,7 @@ from train_against_nnunet import (
 )
 from training_runs import Recipe, Result, find_splits, format_table, read, train
 
-from volseg.config import AugmentationConfig, load_config
+from volseg.config import load_config
 from volseg.data.layouts import find_dataset
 from volseg.data.splits import read_splits
 from volseg.planning.plan import Plan
@@ -157,9 +157,12 @@ def test_every_row_is_a_configuration_of_its_own(runs: dict[str, list[str]]) -> 
     assert all(configs.count(config) == 1 for config in configs)
 
 
-def test_ablation_knows_every_augmentation() -> None:
-    strengths = {"rotate_degrees", "scale"}
-    assert {*SPATIAL, *INTENSITY} | strengths == set(AugmentationConfig.model_fields)
+def test_row_without_augmentation_leaves_no_chance_of_any() -> None:
+    assert [*SPATIAL, *INTENSITY] == [*dict.fromkeys([*SPATIAL, *INTENSITY])]
+    changes = load_config(None, RUNS["no augmentation"]).augmentation.model_dump()
+    strengths = ("_degrees", "_channels", "_range", "_deviation", "_sigma", "_per_axis")
+    left = [name for name, value in changes.items() if value and not name.endswith(strengths)]
+    assert left == []
 
 
 def test_recipe_follows_a_plan_but_for_what_it_says_itself(tmp_path: Path) -> None:
