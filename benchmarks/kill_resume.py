@@ -63,7 +63,9 @@ class Attempt:
         how = ["--resume"] if self.has_begun else ["--epochs", str(self.epochs), *settings]
         target = (str(self.dataset), "-o", str(self.run))
         command = [sys.executable, "-m", "volseg", "train", *target, "--device", "cpu", *how]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
 
     def count_epochs(self) -> int:
         """In the history, where every row is written at once."""
@@ -124,7 +126,7 @@ def kill_and_resume(
         if process.poll() is not None:
             break
         process.kill()
-        _wait_for_kill(process)
+        process.communicate()
         seconds = time.monotonic() - start
         made.append(Kill(len(made) + 1, is_early, seconds, attempt.count_epochs()))
         report(made[-1])
@@ -142,10 +144,6 @@ def _wait(process: subprocess.Popen[str], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-
-
-def _wait_for_kill(process: subprocess.Popen[str]) -> None:
-    process.communicate()
 
 
 def _wait_for_end(process: subprocess.Popen[str]) -> None:
@@ -198,14 +196,14 @@ def main() -> None:
     )
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--epochs", type=int, help="by default 6 per kill")
+    parser.add_argument("--epochs", type=int, help="by default 4 per kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"{arguments.output} exists; choose a new folder")
     print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
     dataset = make_dataset(arguments.output / "dataset")
-    epochs = arguments.epochs or 6 * arguments.kills
+    epochs = arguments.epochs or 4 * arguments.kills
     alone, killed = (
         Attempt(dataset, arguments.output / name, epochs) for name in ("alone", "killed")
     )
