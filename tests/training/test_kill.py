@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
-
-from volseg.networks.weights import load_weights
+from kill_resume import Attempt, compare, find_differences, finish, kill_and_resume
 
 KILLS = 12
-EPOCHS = 40
-
-
-def start(dataset: Path, run: Path, resume: bool) -> subprocess.Popen[str]:
-    settings = [word for option in TINY for word in ("--set", option)]
-    how = ["--resume"] if resume else ["--epochs", str(EPOCHS), *settings]
-    command = [sys.executable, "-m", "volseg", "train", str(dataset), "-o", str(run), *how]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def read_step(run: Path) -> int:
-    """Of the history; every row is written at once."""
-    path = run / "fold_0" / "history.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def kill_somewhere(process: subprocess.Popen[str], run: Path, draw: random.Random) -> bool:
-    """Kill the process at a random moment of its training; False if it ended before."""
-    before, patience = read_step(run), draw.random()
-    while process.poll() is None and read_step(run) <= before:
-        time.sleep(0.01)
-    # From the middle of a step to the writing of a checkpoint.
-    deadline = time.monotonic() + patience
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    if process.poll() is not None:
-        return False
-    process.kill()
-    process.wait()
-    return True
+EPOCHS = 60
 
 
 @pytest.mark.slow
 def test_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
     balls: Path, tmp_path: Path
 ) -> None:
-    alone = start(balls, tmp_path / "alone", resume=False)
-    assert alone.wait() == 0
-    run, draw, kills = tmp_path / "killed", random.Random(0), 0
-    process = start(balls, run, resume=False)
-    while kills < KILLS and kill_somewhere(process, run, draw):
-        kills += 1
-        has_begun = (run / "fold_0" / "checkpoint_last.pt").exists()
-        process = start(balls, run, resume=has_begun)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert kills >= KILLS // 2
-    ours, theirs = (
-        load_weights(folder / "fold_0" / "checkpoint_last.pt")
-        for folder in (run, tmp_path / "alone")
+    alone, killed = (
+        Attempt(balls, tmp_path / name, EPOCHS, tuple(TINY)) for name in ("alone", "killed")
     )
-    for states in ((ours, theirs), (ours["training"], theirs["training"])):
-        mine, other = (state["network"] for state in states)
-        assert all(torch.equal(mine[name], other[name]) for name in other)
+    finish(alone)
+    assert len(alone.read_history()) == EPOCHS
+    kills = kill_and_resume(killed, KILLS, seed=0, report=lambda kill: None)
+    assert len(kills) >= KILLS // 2
+    assert compare(killed, alone) == []
+
+
+def test_difference_in_the_last_bit_is_found_by_its_name() -> None:
+    ours = {"a": [torch.tensor([1.0, 2.0]), 3], "b": {"c": 1.0, "d": None}}
+    theirs = {"a": [torch.tensor([1.0, 2.0]), 3], "b": {"c": 1.0, "d": None}}
+    assert list(find_differences(ours, theirs)) == []
+    theirs["a"][0] = torch.nextafter(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+    theirs["b"] = {"c": 1.0, "d": 0}
+    assert list(find_differences(ours, theirs)) == ["a[0]", "b.d"]
+
+
+def test_other_lengths_keys_and_types_are_differences() -> None:
+    assert list(find_differences([1], [1, 2], "x")) == ["x"]
+    assert list(find_differences({"a": 1}, {"b": 1}, "x")) == ["x"]
+    assert list(find_differences(torch.zeros(1), torch.zeros(1, dtype=torch.float64), "x")) == ["x"]
