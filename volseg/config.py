@@ -120,10 +120,12 @@ class DataConfig(Record):
 class PlanConfig(Record):
     """What the user fixes of the plan; anything left out is chosen by the planner."""
 
+    slices: bool | None = None
+    """A 2D network on the slices of volumes, which are never resampled across; for thick slices."""
     spacing_mm: tuple[Positive, ...] | None = None
     """Voxel size the network sees, canonical axis order (right, anterior, superior)."""
     patch: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """Training crop and prediction window in voxels, canonical axis order."""
+    """Training crop and prediction window in voxels, canonical axis order; 1 across slices."""
     batch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0)] | None = None
     """Feature maps at the finest level; doubled at each coarser one."""

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from volseg.errors import check_choice
+from volseg.errors import ConfigError, check_choice
 from volseg.networks.dsn3d import DeeplySupervisedNet
 from volseg.networks.hypercolumn_unet import HypercolumnUNet
 from volseg.networks.laddernet import LadderNet
 from volseg.networks.layers import prefer_speed_
 from volseg.networks.network import SegmentationNetwork
 from volseg.networks.resnet_unet import ResNetUNet
+from volseg.networks.slices import SliceNetwork, drop_axis, inside_slices
 from volseg.networks.supervision import strip_supervision
 from volseg.networks.unet import UNet
 from volseg.networks.unet3d import UNet3d
@@ -31,11 +32,13 @@ __all__ = [
     "OriginalUNet",
     "ResNetUNet",
     "SegmentationNetwork",
+    "SliceNetwork",
     "SummedLogitsUNet",
     "UNet",
     "UNet3d",
     "UNetPlusPlus",
     "build_network",
+    "inside_slices",
     "list_networks",
     "list_options",
     "prefer_speed_",
@@ -77,7 +80,13 @@ def list_networks() -> list[str]:
 
 
 def build_network(
-    name: str, *, spatial_dims: int, in_channels: int, out_channels: int, **options: Any
+    name: str,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    slice_axis: int | None = None,
+    **options: Any,
 ) -> SegmentationNetwork:
     """Build a network by name.
 
@@ -86,6 +95,8 @@ def build_network(
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background counted.
+        slice_axis: of volumes whose slices along this spatial axis a 2D network shall see; see
+            `SliceNetwork`. Strides and kernels per axis are then 1 there.
         options: keywords of the network's own constructor.
 
     Raises:
@@ -100,7 +111,12 @@ def build_network(
     for option in options:
         check_choice(f"option of network '{name}'", option, known)
     chosen = {**preset.options, **options}
-    return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    if slice_axis is None:
+        return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    if spatial_dims != 3:
+        raise ConfigError(f"slice_axis with spatial_dims {spatial_dims}; expected volumes (3).")
+    chosen = drop_axis(chosen, slice_axis)
+    return SliceNetwork(preset.network(2, in_channels, out_channels, **chosen), slice_axis)
 
 
 def list_options(name: str) -> list[str]:

@@ -22,7 +22,7 @@ from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.losses import BinaryCrossEntropyDice, DiceCrossEntropy, MultiLevelLoss, RegionLoss
-from volseg.networks import ResNetUNet, SegmentationNetwork
+from volseg.networks import ResNetUNet, SegmentationNetwork, inside_slices
 from volseg.networks.memory import recompute_
 from volseg.networks.pretrained import load_resnet
 from volseg.networks.resnet_unet import BLOCKS
@@ -170,7 +170,7 @@ def prepare_training(
     splits = open_splits(run, dataset, config)
     if run.plan.exists():
         plan = _read_plan(run, dataset, config, resume)
-        machine = measure_machine(device, plan.spatial_dims)
+        machine = measure_machine(device, plan.network_dims)
     else:
         check = partial(check_training, config=config, classes=dataset.classes)
         measure, adapt = partial(measure_machine, device), partial(_adapt, config=config)
@@ -382,8 +382,9 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     training = config.training
     torch.manual_seed(training.seed * 100 + fold)
     network = build_planned_network(setting.plan, setting.dataset.classes.num_outputs)
-    if config.network.pretrained and not resume and isinstance(network, ResNetUNet):
-        network.load_pretrained(config.network.pretrained)
+    inner = inside_slices(network)
+    if config.network.pretrained and not resume and isinstance(inner, ResNetUNet):
+        inner.load_pretrained(config.network.pretrained)
     if training.start_from and not resume:
         source = Path(training.start_from)
         report = transfer_weights(network, setting.plan, setting.dataset.classes, source)
@@ -441,6 +442,7 @@ def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None
         ConfigError: another network, or no such file.
         DataError: the file cannot be read or does not fit.
     """
+    network = inside_slices(network)
     if not isinstance(network, ResNetUNet):
         raise ConfigError(
             f"network.pretrained with network '{name}'; expected 'resnet_unet', which alone takes "
