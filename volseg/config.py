@@ -108,13 +108,15 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Record):
-    """What the user says about the labels, beside what the dataset declares."""
+    """What the user says about labels and channels, beside what the dataset declares."""
 
     regions: dict[str, tuple[int, ...]] | None = None
     """Label values of unions of classes that are segmented as a whole and may overlap, by name;
     {} for none where the dataset declares some."""
     ignore_label: int | None = None
     """Value of voxels that were not annotated: no loss, no score."""
+    optional_channels: tuple[str, ...] = ()
+    """Channels that a case may lack, by name; empty cells of a datalist make theirs optional."""
 
 
 class PlanConfig(Record):
@@ -206,6 +208,8 @@ class AugmentationConfig(Record):
     contrast: Probability = 0.2
     gamma: Probability = 0.2
     low_resolution: Probability = 0.1
+    drop_channel: Probability = 0.15
+    """Of each channel that cases may lack; one channel at least is left."""
 
 
 class TrainingConfig(Record):

@@ -39,7 +39,8 @@ def predict_inputs(model: Path, images: Sequence[Path], options: PredictOptions)
     if not images:
         raise ConfigError("no images; expected -i FILE or -i FOLDER, or --validation for a run.")
     predictor = _load(model, options)
-    cases = find_inputs(images, len(predictor.model.facts.plan.channel_names))
+    plan = predictor.model.facts.plan
+    cases = find_inputs(images, len(plan.channel_names), plan.optional_channels)
     return _predict(predictor, cases, options)
 
 

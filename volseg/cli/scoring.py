@@ -49,7 +49,8 @@ def _find_references(path: Path) -> Dataset | None:
         return None
     if not path.exists():
         raise DataError(f"{path} does not exist; expected a dataset or a folder of label maps.")
-    return find_dataset(path)
+    # Whatever images a case lacks, its label is what counts.
+    return find_dataset(path, None)
 
 
 def format_summary(evaluation: Evaluation) -> str:

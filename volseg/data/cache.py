@@ -161,8 +161,10 @@ def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
         "annotated": case.annotated,
         "channels": dataset.channels,
     }
+    if len(case.files) < len(case.images):
+        recipe["absent"] = [number for number, path in enumerate(case.images) if path is None]
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)
-    for path in (*case.images, case.label):
+    for path in (*case.files, case.label):
         if path is not None:
             for file in _files_of(path):
                 digest.update(_hash_file(file))

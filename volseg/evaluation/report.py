@@ -50,15 +50,16 @@ def _draw_cases(evaluation: Evaluation, predictions: Path, dataset: Dataset, pat
     """Worst, median and best case; False if no case has a score."""
     cases = {case.case_id: case for case in dataset.cases}
     files, dice = find_labels(predictions), evaluation.mean_dice_by_case()
-    panels = []
+    panels, has_first = [], True
     for case_id in pick_cases(evaluation):
         case = cases[case_id]
+        has_first = has_first and case.images[0] is not None
         if case.label is not None:
             panels.append(
-                read_panel(case_id, dice[case_id], case.images[0], files[case_id], case.label)
+                read_panel(case_id, dice[case_id], case.files[0], files[case_id], case.label)
             )
     if panels:
-        is_ct = dataset.channels[0].upper() in ("CT", "HU")
+        is_ct = has_first and dataset.channels[0].upper() in ("CT", "HU")
         draw_montage(path, panels, dataset.classes, SOFT_TISSUE_WINDOW_HU if is_ct else None)
     return bool(panels)
 

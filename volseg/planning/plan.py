@@ -28,6 +28,8 @@ class Normalisation(Record):
     channel: str
     scheme: Literal["ct", "zscore"]
     nonzero_only: bool = False
+    optional: bool = False
+    """Whether a case may lack the channel, which is then zero."""
     clip_low: float | None = None
     clip_high: float | None = None
     mean: float | None = None
@@ -144,9 +146,18 @@ class Plan(Record):
         return tuple(normalisation.channel for normalisation in self.normalisation)
 
     @property
+    def optional_channels(self) -> tuple[int, ...]:
+        """Numbers of the channels that a case may lack."""
+        return tuple(number for number, n in enumerate(self.normalisation) if n.optional)
+
+    @property
     def preparation(self) -> dict[str, Any]:
         """The part that decides what a prepared case holds: the cache's key."""
-        facts = self.model_dump(mode="json", include={"spacing_mm", "normalisation"})
+        facts = self.model_dump(
+            mode="json",
+            include={"spacing_mm", "normalisation"},
+            exclude={"normalisation": {"__all__": {"optional"}}},
+        )
         axis = self.network.slice_axis
         return facts if axis is None else {**facts, "slice_axis": axis}
 

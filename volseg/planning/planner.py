@@ -185,10 +185,16 @@ def choose_normalisation(
     scheme = fixed.normalisation or ("ct" if is_ct(channel) else "zscore")
     if scheme == "zscore":
         nonzero_only = fingerprint.content_fraction < 0.75
-        return Normalisation(channel=channel.name, scheme="zscore", nonzero_only=nonzero_only)
+        return Normalisation(
+            channel=channel.name,
+            scheme="zscore",
+            nonzero_only=nonzero_only,
+            optional=channel.optional,
+        )
     return Normalisation(
         channel=channel.name,
         scheme="ct",
+        optional=channel.optional,
         clip_low=round(channel.percentile_0_5, 3),
         clip_high=round(channel.percentile_99_5, 3),
         mean=round(channel.mean, 4),

@@ -30,7 +30,7 @@ def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
         DataError: the dataset cannot be used.
     """
     choose_supervision(config.network.name, config.network.deep_supervision)
-    found = find_dataset(dataset).with_labels(config.data)
+    found = find_dataset(dataset, config.data.optional_channels).with_labels(config.data)
     run = open_run(output, found)
     if run.plan.exists():
         raise ConfigError(f"{run.plan} exists; nothing was changed. Remove it to plan again.")

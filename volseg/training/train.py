@@ -16,8 +16,9 @@ from volseg.config import DEFAULT_MINUTES, Config, LossConfig, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.cases import Classes, Dataset
+from volseg.data.dropping import ChannelDropping
 from volseg.data.layouts import find_dataset
-from volseg.data.patches import Batches, PatchDataset, make_loader
+from volseg.data.patches import Augment, Batches, PatchDataset, make_loader
 from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
@@ -158,7 +159,7 @@ def prepare_training(
 ) -> Setting:
     """Find the cases, open the run, plan or take up the plan, split."""
     choose_supervision(config.network.name, config.network.deep_supervision)
-    dataset = find_dataset(path).with_labels(config.data)
+    dataset = find_dataset(path, config.data.optional_channels).with_labels(config.data)
     for kept, other in dataset.classes.find_merged():
         logger.warning(
             "classes %s and %s are in the same regions: predictions will say %s for both",
@@ -199,6 +200,12 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
         raise ConfigError(
             f"{run.plan}: channels {plan.channel_names}; expected {dataset.channels}, those of "
             f"{dataset.root}."
+        )
+    optional = {plan.channel_names[number] for number in plan.optional_channels}
+    if optional != set(dataset.optional_channels):
+        raise ConfigError(
+            f"{run.plan}: optional channels {sorted(optional)}; expected "
+            f"{sorted(dataset.optional_channels)}, those of the dataset. Correct the plan."
         )
     # A resumed training has the plan in its checkpoint.
     if not resume and (contradiction := find_contradiction(plan, config)):
@@ -349,12 +356,17 @@ def _make_loader(
     setting: Setting, config: Config, cases: Sequence[CachedCase], first_step: int
 ) -> Batches:
     plan = setting.plan
+    augment: Augment
+    augment = Augmentation(config.augmentation, plan.spacing_mm, setting.dataset.classes)
+    if plan.optional_channels:
+        drop = config.augmentation.drop_channel
+        augment = ChannelDropping(augment, plan.optional_channels, drop)
     patches = PatchDataset(
         cases,
         plan.patch,
         batch_size=plan.batch_size,
         foreground=config.training.foreground,
-        augment=Augmentation(config.augmentation, plan.spacing_mm, setting.dataset.classes),
+        augment=augment,
         seed=config.training.seed,
     )
     workers = _num_workers(config, setting.device)
