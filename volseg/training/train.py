@@ -27,7 +27,7 @@ from volseg.networks import ResNetUNet, SegmentationNetwork, inside_slices
 from volseg.networks.memory import recompute_
 from volseg.networks.pretrained import load_resnet
 from volseg.networks.resnet_unet import BLOCKS
-from volseg.planning import Plan, find_contradiction, write_plan
+from volseg.planning import Fingerprint, Plan, find_contradiction, write_plan
 from volseg.planning.architectures import choose_supervision, find_architecture
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
@@ -378,8 +378,11 @@ def _make_loader(
 def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
     dataset, plan, cache = setting.dataset, setting.plan, setting.run.cache
     wanted = select_cases(dataset, (*split.train, *split.validation))
+    fingerprint = setting.run.fingerprint
+    measured = Fingerprint.read_json(fingerprint).cases if fingerprint.exists() else ()
     with show_progress("Preparing cases") as update:
-        cached = {c.case_id: c for c in build_cache(dataset, wanted, plan, cache, update)}
+        prepared = build_cache(dataset, wanted, plan, cache, update, measured)
+    cached = {case.case_id: case for case in prepared}
     logger.info(
         "cases: %d to train, %d to validate -> %s",
         len(split.train),
