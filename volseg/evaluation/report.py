@@ -13,6 +13,7 @@ from pathlib import Path
 from volseg.atomic import write_text
 from volseg.data.cases import Dataset
 from volseg.evaluation.evaluate import ClassSummary, Evaluation, evaluate, find_labels
+from volseg.evaluation.folds import CrossValidation
 from volseg.evaluation.pictures import SOFT_TISSUE_WINDOW_HU, draw_montage, pick_cases, read_panel
 
 _STYLE = """
@@ -92,6 +93,7 @@ def write_report(
 <p>Mean Dice {mean} over {len(summary.classes)} classes and {summary.num_cases} cases.
 A class that is absent from both prediction and reference of a case is not counted there.</p>
 {_table(("class", "mean Dice", "std", "median", "cases", "absent"), classes)}
+{_folds_table(summary.cross_validation)}
 {images}
 {"".join(f"<p>{html.escape(note)}</p>" for note in notes)}
 <h2>Cases</h2>
@@ -99,6 +101,18 @@ A class that is absent from both prediction and reference of a case is not count
 </body></html>
 """
     write_text(path, text)
+
+
+def _folds_table(scores: CrossValidation | None) -> str:
+    if scores is None:
+        return ""
+    header = ("class", "mean of folds", "std", *(f"fold {number}" for number in scores.folds))
+    rows = [
+        (row.class_name, *map(_number, (row.mean_dice, row.std_dice, *row.by_fold)))
+        for row in scores.classes
+    ]
+    rows.append(("mean", *map(_number, (scores.mean_dice, scores.std_dice, *scores.by_fold))))
+    return f"<h2>Folds</h2>{_table(header, rows)}"
 
 
 def _class_row(row: ClassSummary) -> tuple[str, ...]:
