@@ -108,22 +108,26 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Record):
-    """What the user says about the labels, beside what the dataset declares."""
+    """What the user says about labels and channels, beside what the dataset declares."""
 
     regions: dict[str, tuple[int, ...]] | None = None
     """Label values of unions of classes that are segmented as a whole and may overlap, by name;
     {} for none where the dataset declares some."""
     ignore_label: int | None = None
     """Value of voxels that were not annotated: no loss, no score."""
+    optional_channels: tuple[str, ...] = ()
+    """Channels that a case may lack, by name; empty cells of a datalist make theirs optional."""
 
 
 class PlanConfig(Record):
     """What the user fixes of the plan; anything left out is chosen by the planner."""
 
+    slices: bool | None = None
+    """A 2D network on the slices of volumes, which are never resampled across; for thick slices."""
     spacing_mm: tuple[Positive, ...] | None = None
     """Voxel size the network sees, canonical axis order (right, anterior, superior)."""
     patch: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """Training crop and prediction window in voxels, canonical axis order."""
+    """Training crop and prediction window in voxels, canonical axis order; 1 across slices."""
     batch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0)] | None = None
     """Feature maps at the finest level; doubled at each coarser one."""
@@ -261,6 +265,8 @@ class AugmentationConfig(Record):
     gamma: Probability = 0.2
     gamma_range: Range = (0.7, 1.5)
     """Exponent; mean and standard deviation are kept."""
+    drop_channel: Probability = 0.15
+    """Of each channel that cases may lack; one channel at least is left."""
 
 
 class TrainingConfig(Record):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +13,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from makers import STILL, keep, make_dataset
+from makers import STILL, keep, make_affine, make_dataset, write_nifti
 from torch.utils.data import DataLoader
 
-from volseg.config import AugmentationConfig
+from volseg.config import AugmentationConfig, DataConfig
 from volseg.data.augmentation import Augmentation
-from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Classes, Dataset
+from volseg.data.cache import CachedCase, build_cache, predict_bytes
+from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import Batches, PatchDataset, cut, make_loader
 from volseg.data.spatial import resample
-from volseg.errors import ConfigError, DataError
-from volseg.planning import NetworkPlan, Normalisation, Plan
+from volseg.errors import ConfigError, DataError, MachineError
+from volseg.planning import NetworkPlan, Normalisation, Plan, compute_fingerprint
+from volseg.planning.fingerprint import CaseFingerprint as FingerprintRow
 
 CPU = torch.device("cpu")
 CLASSES = Classes(names=("background", "a", "b"), values=(0, 1, 2))
@@ -94,11 +98,13 @@ def test_changed_file_or_plan_makes_a_new_entry_and_drops_the_old(
 
 
 def test_bad_case_leaves_no_half_entry(dataset: Dataset, tmp_path: Path) -> None:
+    measured = compute_fingerprint(dataset).cases
     file = dataset.cases[1].images[0]
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(DataError, match=r"case_01\.nii\.gz"):
-        cached(dataset, tmp_path / "c")
+        build_cache(dataset, dataset.cases, make_plan(), tmp_path / "c", measured=measured)
     assert not any(name.startswith((".", "case_01")) for name in entries(tmp_path / "c"))
+    assert any(name.startswith("case_00") for name in entries(tmp_path / "c"))
 
 
 def make_patches(cases: list[CachedCase], seed: int = 0, foreground: float = 0.5) -> PatchDataset:
@@ -265,3 +271,115 @@ def test_volume_smaller_than_the_patch_is_padded_around() -> None:
 def test_training_without_cases_is_refused() -> None:
     with pytest.raises(ConfigError, match="no case to train on"):
         make_patches([])
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_predicted_bytes_by_hand() -> None:
+    case = FingerprintRow(
+        case_id="a",
+        full_shape=(50, 50, 50),
+        shape=(40, 30, 20),
+        spacing_mm=(1.0, 2.0, 1.0),
+        class_voxels=(20_000, 1_000, 3_000),
+        class_radius_mm=(0, 1, 1),
+    )
+    dataset = Dataset(
+        name="d",
+        root=Path("d"),
+        layout="folders",
+        channels=("A", "B", "C"),
+        classes=CLASSES,
+        cases=(),
+    )
+    # 40 x 60 x 10 voxels of 3 channels of 2 bytes and a label; as many voxels as before: 4000
+    # positions of 3 x 4 bytes.
+    by_hand = 40 * 60 * 10 * 7 + 4_000 * 12
+    plan = make_plan((1.0, 1.0, 2.0))
+    listed = Case(case_id="a", images=(Path("a.nii"),), patient_id="a")
+    assert predict_bytes(dataset, listed, plan, case) == pytest.approx(by_hand, abs=600)
+    finer = make_plan((0.5, 1.0, 1.0))
+    # Four times as many voxels, and so positions: 4000, and 12 000, of which 10 000 are kept.
+    by_hand = 80 * 60 * 20 * 7 + (4 * 1_000 + 10_000) * 12
+    assert predict_bytes(dataset, listed, finer, case) == pytest.approx(by_hand, abs=600)
+
+
+def make_padded_dataset(folder: Path) -> Dataset:
+    """Oblique cases of two channels and different sizes, padded with zeros and partly labelled."""
+    rng = np.random.default_rng(0)
+    for number, shape in enumerate([(60, 50, 40), (80, 60, 30), (48, 72, 50)]):
+        image = np.zeros(shape, np.float32)
+        image[5:-4, 3:-2, 2:-2] = rng.normal(5, 1, image[5:-4, 3:-2, 2:-2].shape)
+        label = np.zeros(shape, np.uint8)
+        label[6:40, 4:40, 3:16], label[6:18, 4:18, 18:26], label[-14:-4, 10:-2, 2:-2] = 1, 2, 9
+        affine = make_affine((1.0, 0.9, 1.5 + number), oblique=True)
+        for channel in range(2):
+            file = folder / "images" / f"c{number}_{channel:04d}.nii.gz"
+            write_nifti(file, image * (channel + 1), affine)
+        write_nifti(folder / "labels" / f"c{number}.nii.gz", label, affine)
+    return find_dataset(folder).with_labels(DataConfig(ignore_label=9))
+
+
+def test_predicted_size_is_that_of_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_padded_dataset(tmp_path / "d")
+    plan = make_plan((1.1, 1.0, 2.0)).model_copy(
+        update={
+            "normalisation": tuple(
+                Normalisation(channel=name, scheme="zscore") for name in dataset.channels
+            )
+        }
+    )
+    measured = {row.case_id: row for row in compute_fingerprint(dataset).cases}
+    build_cache(dataset, dataset.cases, plan, tmp_path / "c")
+    for case in dataset.cases:
+        (entry,) = (tmp_path / "c").glob(f"{case.case_id}-*")
+        predicted = predict_bytes(dataset, case, plan, measured[case.case_id])
+        assert predicted == pytest.approx(size_of(entry), rel=0.02)
+        # Of a header alone: not less, since padding and classes are taken as large.
+        assert predict_bytes(dataset, case, plan) > size_of(entry)
+    with caplog.at_level(logging.INFO):
+        cases = tuple(measured.values())
+        build_cache(dataset, dataset.cases, plan, tmp_path / "e", measured=cases)
+        (said,) = re.findall(r"cache: about ([\d.]+) MB for 3 cases -> (?:.*)/e", caplog.text)
+        assert float(said) == pytest.approx(size_of(tmp_path / "e") / 1e6, abs=0.06)
+        caplog.clear()
+        build_cache(dataset, dataset.cases, plan, tmp_path / "e", measured=cases)
+    assert "cache: about" not in caplog.text
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = make_plan(), tmp_path / "run" / "cache"
+    measured = compute_fingerprint(dataset).cases
+    needed = sum(
+        predict_bytes(dataset, case, plan, row)
+        for case, row in zip(dataset.cases, measured, strict=True)
+    )
+    asked: list[Path] = []
+
+    def limit(free: int) -> None:
+        def disk_usage(path: Path) -> object:
+            asked.append(Path(path))
+            return shutil._ntuple_diskusage(10**12, 10**12 - free, free)  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+
+    limit(needed - 1)
+    with pytest.raises(MachineError, match=r"0.0 MB free; expected 0.0 MB for the cache of 3") as e:
+        build_cache(dataset, dataset.cases, plan, folder, measured=measured)
+    assert "another disk (-o)" in str(e.value)
+    assert e.value.exit_code == 4
+    assert not folder.parent.exists()
+    assert asked == [tmp_path]
+    limit(needed)
+    build_cache(dataset, dataset.cases[:2], plan, folder, measured=measured)
+    # What is there already needs no room: a third of it is enough for the third case.
+    limit(needed // 2)
+    assert len(build_cache(dataset, dataset.cases, plan, folder, measured=measured)) == 3
+    limit(0)
+    assert len(build_cache(dataset, dataset.cases, plan, folder, measured=measured)) == 3

@@ -53,8 +53,8 @@ def test_side_without_counterpart_rules_the_axis_out():
 def test_ignored_voxels_stay_ignored():
     classes = KIDNEYS.model_copy(update={"ignore": 255})
     mirroring = plan_mirroring(classes, 2)
-    label = torch.tensor([[1, 4]])
-    assert mirroring.apply(label[None], label, (0,))[1].tolist() == [[2, 4]]
+    label = torch.tensor([[1], [4]])
+    assert mirroring.apply(label[None], label, (0,))[1].tolist() == [[4], [2]]
 
 
 def test_partly_annotated_sides_are_not_mirrored():
@@ -71,3 +71,11 @@ def test_axes_are_drawn_by_the_seed_with_the_probability():
         share = sum(axis in axes for axes in drawn) / len(drawn)
         assert share == pytest.approx(0.25, abs=0.04)
     assert mirroring.draw(0, 3) == ()
+
+
+def test_a_single_sagittal_slice_keeps_its_side():
+    label = torch.tensor([[[1, 0, 2]]])
+    image = torch.arange(3.0).reshape(1, 1, 1, 3)
+    mirrored, kept = plan_mirroring(KIDNEYS, 3).apply(image, label, (0, 2))
+    assert mirrored.flatten().tolist() == [2, 1, 0]
+    assert kept.flatten().tolist() == [2, 0, 1]

@@ -8,7 +8,7 @@ from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.extensions import check_name, is_registered
 from volseg.inference.model import BUNDLE_WEIGHTS, ModelFacts
-from volseg.inference.windows import OVERLAP, SIGMA_SCALE, region_decoding
+from volseg.inference.windows import OVERLAP, SIGMA_SCALE, count_at_once, region_decoding
 from volseg.networks import list_networks
 from volseg.planning.plan import Plan
 
@@ -86,7 +86,7 @@ def _inferer(plan: Plan) -> dict[str, Any]:
     return {
         "_target_": "SlidingWindowInferer",
         "roi_size": list(plan.patch),
-        "sw_batch_size": 1,
+        "sw_batch_size": count_at_once(plan.patch, 1),
         "overlap": OVERLAP,
         "mode": "gaussian",
         "sigma_scale": SIGMA_SCALE,
@@ -148,7 +148,10 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
         {
             "_target_": "volseg.bundle.ResampleToSpacingd",
             "keys": "image",
-            "spacing_mm": list(plan.spacing_mm),
+            "spacing_mm": [
+                None if axis == plan.network.slice_axis else value
+                for axis, value in enumerate(plan.spacing_mm)
+            ],
         },
         *_normalisation(plan),
     ]

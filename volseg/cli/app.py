@@ -61,13 +61,20 @@ def volseg(
 
 
 @app.command()
-def check(dataset: DatasetPath, as_json: AsJson = False) -> None:
+def check(
+    dataset: DatasetPath,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """List what is wrong with a dataset, file by file, with the cure. Exit code 0 or 3."""
+    from volseg.config import load_config
     from volseg.data.check import check_dataset
     from volseg.data.layouts import find_dataset
     from volseg.progress import show_progress
 
-    found = find_dataset(dataset)
+    data = load_config(config, overrides or ()).data
+    found = find_dataset(dataset, data.optional_channels).with_labels(data)
     with show_progress("Reading cases") as update:
         findings = check_dataset(found, update)
     errors = sum(finding.severity == "error" for finding in findings)

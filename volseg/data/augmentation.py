@@ -24,6 +24,7 @@ from torch import Tensor
 from volseg.config import AugmentationConfig
 from volseg.data import intensity
 from volseg.data.cases import Classes
+from volseg.data.dropping import choose_dropped
 from volseg.data.mirroring import plan_mirroring
 from volseg.data.spatial import Matrix, resample, rotation_matrix
 
@@ -42,8 +43,8 @@ class Changes:
         matrix: from voxels of the patch, counted from its middle, to voxels of the volume, counted
             from there; None if the patch is neither turned nor scaled.
         mirrored: spatial axes.
+        seed: of what is drawn later: the noise, and the channels that are dropped.
         noise: standard deviation; 0 for none.
-        noise_seed: of the noise.
         blur: standard deviations of the Gaussian in voxels.
         brightness: factors.
         contrast: factors.
@@ -54,8 +55,8 @@ class Changes:
 
     matrix: Matrix | None
     mirrored: tuple[int, ...]
+    seed: int
     noise: float
-    noise_seed: int
     blur: PerChannel
     brightness: PerChannel
     contrast: PerChannel
@@ -89,12 +90,18 @@ class Augmentation:
         config: how often and how strong.
         spacing_mm: of the prepared cases.
         classes: of the dataset; they say what mirroring means.
+        optional_channels: numbers of the channels that a case may lack, and that are dropped.
     """
 
     def __init__(
-        self, config: AugmentationConfig, spacing_mm: Sequence[float], classes: Classes
+        self,
+        config: AugmentationConfig,
+        spacing_mm: Sequence[float],
+        classes: Classes,
+        optional_channels: Sequence[int] = (),
     ) -> None:
         self.config, self.spatial_dims = config, len(spacing_mm)
+        self.optional_channels = tuple(optional_channels)
         self.angles = rotation_range(config.rotate_degrees, spacing_mm)
         self.fine_axes = tuple(i for i, coarse in enumerate(find_coarse(spacing_mm)) if not coarse)
         self.mirroring = plan_mirroring(classes, self.spatial_dims)
@@ -107,7 +114,7 @@ class Augmentation:
         return Changes(
             matrix=self._draw_matrix(rng),
             noise=evenly(config.noise_deviation) if rng.random() < config.noise else 0.0,
-            noise_seed=int(rng.integers(2**63)),
+            seed=seed,
             blur=per_channel(config.blur, evenly, config.blur_sigma, config.blur_channels),
             brightness=per_channel(config.brightness, around_one, config.brightness_range),
             contrast=per_channel(config.contrast, around_one, config.contrast_range),
@@ -167,11 +174,20 @@ class Augmentation:
         image.copy_(source)
         label.copy_(indices)
         self._change_intensities(image, changes)
+        if self.optional_channels:
+            image[self._find_empty(cut)] = 0
+
+    def _find_empty(self, cut: Cut) -> list[int]:
+        """Channels that the case lacks, to which noise was added, and those to be dropped."""
+        absent = [channel for channel in self.optional_channels if not cut.image[channel].any()]
+        present = set(range(len(cut.image))) - set(absent)
+        probability, seed = self.config.drop_channel, cut.changes.seed
+        return absent + choose_dropped(present, self.optional_channels, probability, seed)
 
     def _change_intensities(self, image: Tensor, changes: Changes) -> None:
         """Of ``(C, *P)``, in place."""
         if changes.noise:
-            intensity.add_noise_(image, changes.noise, changes.noise_seed)
+            intensity.add_noise_(image, changes.noise, changes.seed)
         _apply(image, changes.blur, intensity.blur_)
         _apply(image, changes.brightness, Tensor.mul_)
         _apply(image, changes.contrast, intensity.change_contrast_)

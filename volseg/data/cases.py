@@ -20,17 +20,23 @@ from volseg.errors import DataError
 class Case(Record):
     """One study to segment.
 
-    `images` holds one file per channel, or a single file that carries all channels.
+    `images` holds one file per channel, None for one that the case lacks, or a single file that
+    carries all channels.
     Studies with the same `patient_id` are never split between training and validation. The label
     of a case with `annotated` shows these classes alone: where it says background, any other class
     may be. None is all classes.
     """
 
     case_id: str
-    images: tuple[Path, ...]
+    images: tuple[Path | None, ...]
     label: Path | None = None
     patient_id: str
     annotated: tuple[str, ...] | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images that are there."""
+        return tuple(path for path in self.images if path is not None)
 
 
 class Region(Record):
@@ -204,7 +210,7 @@ class Dataset(Record):
     """Cases that share channels and classes, found in one folder or datalist.
 
     `cases` have labels; `unlabelled` do not (a test set). `splits` are those that the dataset
-    itself declares, empty for most.
+    itself declares, empty for most. A case may lack `optional_channels`.
     """
 
     name: str
@@ -215,6 +221,7 @@ class Dataset(Record):
     cases: tuple[Case, ...]
     unlabelled: tuple[Case, ...] = ()
     splits: tuple[Split, ...] = ()
+    optional_channels: tuple[str, ...] = ()
 
     def with_labels(self, config: DataConfig) -> Dataset:
         """The same with what the user says of the labels in place of what the dataset declares.

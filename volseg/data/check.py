@@ -96,12 +96,14 @@ def check_dataset(
 
 def _check_case(case: Case, dataset: Dataset) -> _Checked:
     checked = _Checked(case)
-    for path in case.images:
+    for path in case.files:
         _check_image(checked, path)
+    # Those that the case may lack.
+    checked.num_channels += len(case.images) - len(case.files)
     if not checked.findings and checked.num_channels != len(dataset.channels):
         checked.add(
             "error",
-            case.images[0],
+            case.files[0],
             f"{checked.num_channels} channels; expected {len(dataset.channels)} "
             f"({', '.join(dataset.channels)})",
             "Give every case the same channels.",
@@ -133,7 +135,7 @@ def _check_image(checked: _Checked, path: Path) -> None:
         checked.add(
             "error",
             path,
-            f"{mismatch} to {checked.case.images[0].name}; expected all channels on one grid",
+            f"{mismatch} to {checked.case.files[0].name}; expected all channels on one grid",
             "Resample it onto the grid of the first channel.",
         )
 
@@ -204,14 +206,14 @@ def _compare_cases(checked: Sequence[_Checked]) -> None:
         if spacing and len(spacing) != usual_dims:
             case.add(
                 "error",
-                case.case.images[0],
+                case.case.files[0],
                 f"{len(spacing)} axes; expected {usual_dims} as in the other cases",
                 "Remove the case, or train pictures and volumes apart.",
             )
         elif spacing and max(np.maximum(spacing / usual, usual / spacing)) > LARGEST_SPACING_RATIO:
             case.add(
                 "warning",
-                case.case.images[0],
+                case.case.files[0],
                 f"voxels of {_join(spacing)} mm; the dataset's median is {_join(usual)} mm",
                 "Correct the header if it is wrong, or remove the case.",
             )

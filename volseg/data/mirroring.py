@@ -41,7 +41,11 @@ class Mirroring:
     swapped: tuple[int, ...]
 
     def apply(self, image: Tensor, label: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Mirror ``(C, *P)`` and its label indices ``(*P)`` along some axes."""
+        """Mirror ``(C, *P)`` and its label indices ``(*P)`` along some axes.
+
+        An axis of a single voxel stays: a sagittal slice does not show which side it is of.
+        """
+        axes = [axis for axis in axes if label.shape[axis] > 1]
         if not axes:
             return image, label
         # Counted from the end, the axes are the same for both.

@@ -21,7 +21,9 @@ import numpy as np
 from volseg.atomic import write_text
 from volseg.config import Record
 from volseg.data.cases import Classes
+from volseg.data.splits import read_folds
 from volseg.errors import DataError, VolsegError
+from volseg.evaluation.folds import CrossValidation, summarise_folds
 from volseg.evaluation.metrics import Overlap, compute_voxel_ml, count_overlap, count_overlaps
 from volseg.images import IMAGE_SUFFIXES, image_stem, read_labels
 
@@ -77,6 +79,8 @@ class Summary(Record):
     """Predictions without a reference."""
     failed: dict[str, str]
     """Cases that could not be scored, with the reason: not in any mean."""
+    cross_validation: CrossValidation | None = None
+    """Where the predictions are of several folds, each of cases that it did not see."""
 
 
 class Evaluation(Record):
@@ -115,7 +119,8 @@ def evaluate(
     A case id is the file name without its image suffix. A case whose files cannot be read, lie on
     different grids or hold values of no class is reported in ``summary.failed``; the others are
     scored. A reference without a prediction is reported in ``summary.missing``: it is not scored
-    as 0, so look there before comparing two means.
+    as 0, so look there before comparing two means. Predictions of ``volseg predict --validation``
+    say which fold made them, and are also summarised by fold.
 
     Args:
         predictions: folder of label files.
@@ -146,6 +151,7 @@ def evaluate(
         missing=tuple(sorted(known.keys() - predicted.keys())),
         unmatched=tuple(sorted(predicted.keys() - known.keys())),
         failed=failed,
+        cross_validation=summarise_folds(_dice_by_class(rows), read_folds(predictions)),
     )
     evaluation = Evaluation(rows=rows, summary=summary)
     if output is not None:
@@ -296,11 +302,19 @@ def _make_row(
     )
 
 
-def _summarise(rows: Sequence[CaseClassMetrics]) -> tuple[ClassSummary, ...]:
-    by_class: dict[tuple[str, int | None], list[float | None]] = {}
+def _dice_by_class(
+    rows: Sequence[CaseClassMetrics],
+) -> dict[tuple[str, int | None], dict[str, float | None]]:
+    """By name and value of the class, then by case id."""
+    by_class: dict[tuple[str, int | None], dict[str, float | None]] = {}
     for row in rows:
-        by_class.setdefault((row.class_name, row.value), []).append(row.dice)
-    return tuple(_summarise_class(*key, dice) for key, dice in by_class.items())
+        by_class.setdefault((row.class_name, row.value), {})[row.case_id] = row.dice
+    return by_class
+
+
+def _summarise(rows: Sequence[CaseClassMetrics]) -> tuple[ClassSummary, ...]:
+    by_class = _dice_by_class(rows)
+    return tuple(_summarise_class(*key, [*dice.values()]) for key, dice in by_class.items())
 
 
 def _summarise_class(name: str, value: int | None, dice: Sequence[float | None]) -> ClassSummary:

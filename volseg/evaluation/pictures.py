@@ -76,7 +76,7 @@ def pick_cases(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def read_panel(case_id: str, dice: float, image: Path, prediction: Path, reference: Path) -> Panel:
-    """Read one case to draw; of several channels the first is shown.
+    """Read one case to draw; of several channels in a file the first is shown.
 
     Raises:
         DataError: a file cannot be read, or the label files are not on the image's grid.

@@ -138,11 +138,13 @@ def check_same_plan(state: Mapping[str, Any], plan: Plan, path: Path) -> None:
     Raises:
         ConfigError: names the first value that differs.
     """
-    trained, now = state["plan"], plan.model_dump(mode="json")
+    # Parsed, so that what older plans do not say is what they mean.
+    trained = Plan.parse(state["plan"], f"{path}: plan").model_dump(mode="json")
+    now = plan.model_dump(mode="json")
     for key in now:
-        if trained.get(key) != now[key]:
+        if trained[key] != now[key]:
             raise ConfigError(
-                f"{path} was trained with {key} {trained.get(key)}, but {PLAN_FILE} says "
+                f"{path} was trained with {key} {trained[key]}, but {PLAN_FILE} says "
                 f"{now[key]}. Restore {PLAN_FILE}, or train again in a new folder."
             )
 

@@ -81,12 +81,14 @@ class Predictor:
         """Segment one image.
 
         Args:
-            image: a path; a sequence of paths, one per channel; a nibabel image; or a pair of an
-                array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine (index to RAS+ mm).
+            image: a path; a sequence of paths, one per channel, None for one that is not there; a
+                nibabel image; or a pair of an array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine
+                (index to RAS+ mm).
             probabilities: also keep the probability of each class or region.
 
         Raises:
-            DataError: the image is bad or has not the model's channels.
+            DataError: the image is bad or has not the model's channels, but for those that it was
+                trained without.
         """
         source = self._read(image)
         plan, classes = self.model.facts.plan, self.model.facts.classes
@@ -113,7 +115,8 @@ class Predictor:
         elif isinstance(image, tuple) and len(image) == 2 and np.shape(image[1]) == (4, 4):
             source = _from_array(np.asarray(image[0]), np.asarray(image[1]), len(channels))
         elif isinstance(image, Sequence) and image:
-            return read_channels([Path(path) for path in image], channels)
+            paths = [None if path is None else Path(path) for path in image]
+            return read_channels(paths, channels)
         else:
             raise DataError(
                 f"cannot segment a {type(image).__name__}; expected a path, paths of the "

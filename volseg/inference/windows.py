@@ -15,6 +15,8 @@ from volseg.data.cases import Classes
 OVERLAP = 0.5
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weight as a share of the window, as in nnU-Net and MONAI."""
+SLICE_PIXELS = 512**2
+"""Of the slices that go through a network together, where each is a window."""
 
 
 @torch.inference_mode()
@@ -80,6 +82,11 @@ def region_decoding(classes: Classes) -> tuple[list[list[float]], list[float]]:
     return weights, offsets
 
 
+def count_at_once(window: Sequence[int], usual: int) -> int:
+    """Windows per call of the network: single slices are too little work to go one by one."""
+    return max(usual, SLICE_PIXELS // math.prod(window)) if 1 in window else usual
+
+
 def _predict(
     network: nn.Module, image: Tensor, window: Sequence[int], device: torch.device
 ) -> Tensor:
@@ -91,7 +98,7 @@ def _predict(
     logits = sliding_window_inference(
         image[None],
         roi_size=tuple(window),
-        sw_batch_size=4 if device.type == "cuda" else 1,
+        sw_batch_size=count_at_once(window, 4 if device.type == "cuda" else 1),
         predictor=forward,
         overlap=OVERLAP,
         mode="gaussian",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from volseg.errors import check_choice
+from volseg.errors import ConfigError, check_choice
 from volseg.extensions import check_name, find
 from volseg.networks.dsn3d import DeeplySupervisedNet
 from volseg.networks.hypercolumn_unet import HypercolumnUNet
@@ -21,6 +21,7 @@ from volseg.networks.layers import prefer_speed_
 from volseg.networks.network import SegmentationNetwork
 from volseg.networks.own import FACTS, OwnNetwork, build_own_network
 from volseg.networks.resnet_unet import ResNetUNet
+from volseg.networks.slices import SliceNetwork, drop_axis, inside_slices
 from volseg.networks.supervision import strip_supervision
 from volseg.networks.unet import UNet
 from volseg.networks.unet3d import UNet3d
@@ -36,6 +37,7 @@ __all__ = [
     "OwnNetwork",
     "ResNetUNet",
     "SegmentationNetwork",
+    "SliceNetwork",
     "SummedLogitsUNet",
     "UNet",
     "UNet3d",
@@ -43,6 +45,7 @@ __all__ = [
     "build_network",
     "build_own_network",
     "choose_shape_device",
+    "inside_slices",
     "list_networks",
     "list_options",
     "prefer_speed_",
@@ -84,7 +87,13 @@ def list_networks() -> list[str]:
 
 
 def build_network(
-    name: str, *, spatial_dims: int, in_channels: int, out_channels: int, **options: Any
+    name: str,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    slice_axis: int | None = None,
+    **options: Any,
 ) -> SegmentationNetwork:
     """Build a network by name.
 
@@ -93,6 +102,8 @@ def build_network(
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background counted.
+        slice_axis: of volumes whose slices along this spatial axis a 2D network shall see; see
+            `SliceNetwork`. Strides and kernels per axis are then 1 there.
         options: keywords of the network's own constructor.
 
     Raises:
@@ -110,7 +121,12 @@ def build_network(
     for option in options:
         check_choice(f"option of network '{name}'", option, known)
     chosen = {**preset.options, **options}
-    return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    if slice_axis is None:
+        return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    if spatial_dims != 3:
+        raise ConfigError(f"slice_axis with spatial_dims {spatial_dims}; expected volumes (3).")
+    chosen = drop_axis(chosen, slice_axis)
+    return SliceNetwork(preset.network(2, in_channels, out_channels, **chosen), slice_axis)
 
 
 def list_options(name: str) -> list[str]:

@@ -56,6 +56,8 @@ class ChannelFingerprint(Record):
     percentile_99_5: float
     image_minimum: float
     """Median over cases of the smallest value anywhere in the image: air, in a CT."""
+    optional: bool = False
+    """Whether a case may lack it; the other values are those of the cases that have it."""
 
 
 class Fingerprint(Record):
@@ -116,15 +118,20 @@ def compute_fingerprint(
     if len(spatial_dims) > 1:
         raise DataError(f"{dataset.root} mixes 2D and 3D images; expected one kind. Split it.")
     voxels = np.concatenate([sample for _, sample, _ in results], axis=1)
-    minima = np.median([minimum for _, _, minimum in results], axis=0)
     if voxels.shape[1] == 0:
         raise DataError(f"{dataset.root}: no label has any foreground; there is nothing to learn.")
+    if unknown := [name for name, v in zip(dataset.channels, voxels, strict=True) if _is_nan(v)]:
+        raise DataError(
+            f"{dataset.root}: no labelled case has channel {unknown[0]} where it has foreground; "
+            "expected one at least. Leave the channel out."
+        )
+    minima = np.nanmedian([minimum for _, _, minimum in results], axis=0)
     return Fingerprint(
         dataset=dataset.name,
         spatial_dims=spatial_dims.pop(),
         cases=tuple(case for case, _, _ in results),
         channels=tuple(
-            _describe_channel(name, voxels[c], float(minima[c]))
+            _describe_channel(name, voxels[c], float(minima[c]), name in dataset.optional_channels)
             for c, name in enumerate(dataset.channels)
         ),
     )
@@ -133,7 +140,10 @@ def compute_fingerprint(
 def _measure_case(
     dataset: Dataset, index: int
 ) -> tuple[CaseFingerprint, NDArray[np.float32], NDArray[np.float32]]:
-    """The case's row, its sampled foreground voxels (C, n) and its minimum per channel (C)."""
+    """The case's row, its sampled foreground voxels (C, n) and its minimum per channel (C).
+
+    Both are nan for a channel that the case lacks.
+    """
     case: Case = dataset.cases[index]
     image, label = read_case(case, dataset.channels, dataset.classes)
     if label is None:
@@ -157,7 +167,14 @@ def _measure_case(
         class_radius_mm=measure_radii(label, geometry.spacing_mm, number),
     )
     flat = array.reshape(len(array), -1)
-    return row, flat[:, foreground], flat.min(axis=1)
+    sample, minima = flat[:, foreground], flat.min(axis=1)
+    absent = list(image.absent)
+    sample[absent], minima[absent] = np.nan, np.nan
+    return row, sample, minima
+
+
+def _is_nan(voxels: NDArray[np.float32]) -> bool:
+    return bool(np.isnan(voxels).all())
 
 
 def measure_radii(
@@ -187,8 +204,9 @@ def measure_radii(
 
 
 def _describe_channel(
-    name: str, voxels: NDArray[np.float32], image_minimum: float
+    name: str, voxels: NDArray[np.float32], image_minimum: float, optional: bool
 ) -> ChannelFingerprint:
+    voxels = voxels[~np.isnan(voxels)]
     low, median, high = np.percentile(voxels, [0.5, 50, 99.5])
     return ChannelFingerprint(
         name=name,
@@ -198,4 +216,5 @@ def _describe_channel(
         percentile_0_5=float(low),
         percentile_99_5=float(high),
         image_minimum=image_minimum,
+        optional=optional,
     )

@@ -17,6 +17,7 @@ from volseg.networks import (
     ResNetUNet,
     SegmentationNetwork,
     choose_shape_device,
+    inside_slices,
 )
 from volseg.networks.own import LEVELS, list_keywords
 from volseg.networks.pretrained import load_resnet
@@ -140,6 +141,7 @@ def check_pretrained(network: SegmentationNetwork, path: str, name: str) -> None
         ConfigError: another network, or no such file.
         DataError: the file cannot be read or does not fit.
     """
+    network = inside_slices(network)
     if not isinstance(network, ResNetUNet):
         raise ConfigError(
             f"network.pretrained with network '{name}'; expected 'resnet_unet', which alone takes "

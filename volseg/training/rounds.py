@@ -84,8 +84,11 @@ def choose_validation(
 
 
 def _count_windows(shape: Sequence[int], window: Sequence[int]) -> int:
-    """Windows that overlap by half."""
-    return math.prod(max(1, math.ceil(2 * n / w) - 1) for n, w in zip(shape, window, strict=True))
+    """Windows that overlap by half; single slices do not."""
+    return math.prod(
+        n if w == 1 else max(1, math.ceil(2 * n / w) - 1)
+        for n, w in zip(shape, window, strict=True)
+    )
 
 
 def attach_rounds(

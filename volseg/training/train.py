@@ -21,9 +21,9 @@ from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split, write_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
-from volseg.networks import ResNetUNet
+from volseg.networks import ResNetUNet, inside_slices
 from volseg.networks.memory import recompute_
-from volseg.planning import Plan, find_contradiction, write_plan
+from volseg.planning import Fingerprint, Plan, find_contradiction, write_plan
 from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
@@ -180,7 +180,7 @@ def prepare_training(
 ) -> Setting:
     """Find the cases, open the run, plan or take up the plan, split."""
     choose_supervision(config.network.name, config.network.deep_supervision)
-    dataset = find_dataset(path).with_labels(config.data)
+    dataset = find_dataset(path, config.data.optional_channels).with_labels(config.data)
     for kept, other in dataset.classes.find_merged():
         logger.warning(
             "classes %s and %s are in the same regions: predictions will say %s for both",
@@ -193,7 +193,7 @@ def prepare_training(
     splits = open_splits(run, dataset, config)
     if run.plan.exists():
         plan = _read_plan(run, dataset, config, resume)
-        machine = measure_machine(device, plan.spatial_dims, precision)
+        machine = measure_machine(device, plan.network_dims, precision)
     else:
         check = partial(check_training, config=config, classes=dataset.classes)
         measure = partial(measure_machine, device, precision=precision)
@@ -223,6 +223,12 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
         raise ConfigError(
             f"{run.plan}: channels {plan.channel_names}; expected {dataset.channels}, those of "
             f"{dataset.root}."
+        )
+    optional = {plan.channel_names[number] for number in plan.optional_channels}
+    if optional != set(dataset.optional_channels):
+        raise ConfigError(
+            f"{run.plan}: optional channels {sorted(optional)}; expected "
+            f"{sorted(dataset.optional_channels)}, those of the dataset. Correct the plan."
         )
     # A resumed training has the plan in its checkpoint.
     if not resume and (contradiction := find_contradiction(plan, config)):
@@ -336,12 +342,13 @@ def _make_loader(
     setting: Setting, config: Config, cases: Sequence[CachedCase], first_step: int
 ) -> Batches:
     plan = setting.plan
+    classes, optional = setting.dataset.classes, plan.optional_channels
     patches = PatchDataset(
         cases,
         plan.patch,
         batch_size=plan.batch_size,
         foreground=config.training.foreground,
-        augment=Augmentation(config.augmentation, plan.spacing_mm, setting.dataset.classes),
+        augment=Augmentation(config.augmentation, plan.spacing_mm, classes, optional),
         seed=config.training.seed,
     )
     workers = _num_workers(config, setting.device)
@@ -352,8 +359,11 @@ def _make_loader(
 def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
     dataset, plan, cache = setting.dataset, setting.plan, setting.run.cache
     wanted = select_cases(dataset, (*split.train, *split.validation))
+    fingerprint = setting.run.fingerprint
+    measured = Fingerprint.read_json(fingerprint).cases if fingerprint.exists() else ()
     with show_progress("Preparing cases") as update:
-        cached = {c.case_id: c for c in build_cache(dataset, wanted, plan, cache, update)}
+        prepared = build_cache(dataset, wanted, plan, cache, update, measured)
+    cached = {case.case_id: case for case in prepared}
     logger.info(
         "cases: %d to train, %d to validate -> %s",
         len(split.train),
@@ -368,8 +378,9 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     training = config.training
     torch.manual_seed(training.seed * 100 + fold)
     network = build_planned_network(setting.plan, setting.dataset.classes.num_outputs)
-    if config.network.pretrained and not resume and isinstance(network, ResNetUNet):
-        network.load_pretrained(config.network.pretrained)
+    inner = inside_slices(network)
+    if config.network.pretrained and not resume and isinstance(inner, ResNetUNet):
+        inner.load_pretrained(config.network.pretrained)
     if training.start_from and not resume:
         source = Path(training.start_from)
         report = transfer_weights(network, setting.plan, setting.dataset.classes, source)

@@ -68,11 +68,11 @@ def adapt_plan(plan: Plan, source: Path) -> Plan:
             f"{plan.spatial_dims}D, as the dataset."
         )
     known = {channel.channel: channel for channel in other.normalisation}
-    return other.model_copy(
-        update={
-            "normalisation": tuple(known.get(c.channel, c) for c in plan.normalisation),
-        }
+    normalisation = tuple(
+        known.get(c.channel, c).model_copy(update={"optional": c.optional})
+        for c in plan.normalisation
     )
+    return other.model_copy(update={"normalisation": normalisation})
 
 
 def transfer_weights(

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts.classes import make_classes, read_label_values
+from volseg.data.layouts.files import cure_absence
 from volseg.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -125,15 +126,18 @@ def detect(path: Path) -> bool:
     return any(True for _ in _case_folders(path))
 
 
-def find(path: Path) -> Dataset:
+def find(path: Path, optional: Container[str] = ()) -> Dataset:
     """Find the case folders; channels in the order T1, T1c, T2, FLAIR whatever the edition.
+
+    A case may lack channels that are `optional`.
 
     Raises:
         DataError: several editions in one folder, or a case without one of its channels.
     """
     folders = dict(_case_folders(path))
     edition = _only_edition(path, folders)
-    cases = [_read_case(folder, edition) for folder in sorted(folders, key=lambda f: f.name)]
+    ordered = sorted(folders, key=lambda folder: folder.name)
+    cases = [_read_case(folder, edition, optional) for folder in ordered]
     labelled = tuple(case for case in cases if case.label)
     name, classes = _choose_classes(edition, labelled, path)
     return Dataset(
@@ -172,16 +176,14 @@ def _only_edition(path: Path, folders: Mapping[Path, Edition]) -> Edition:
     return next(iter(folders.values()))
 
 
-def _read_case(folder: Path, edition: Edition) -> Case:
-    images = []
-    for channel, suffix in edition.suffixes.items():
-        image = _find_file(folder, suffix)
-        if image is None:
+def _read_case(folder: Path, edition: Edition, optional: Container[str]) -> Case:
+    images = [_find_file(folder, suffix) for suffix in edition.suffixes.values()]
+    for image, (channel, suffix) in zip(images, edition.suffixes.items(), strict=True):
+        if image is None and (not any(images) or channel not in optional):
             raise DataError(
                 f"case '{folder.name}' has no {channel} image; expected "
-                f"{folder / folder.name}{suffix}.nii.gz. Add the file or remove the case."
+                f"{folder / folder.name}{suffix}.nii.gz. {cure_absence(channel)}"
             )
-        images.append(image)
     match = re.fullmatch(edition.folder, folder.name)
     return Case(
         case_id=folder.name,

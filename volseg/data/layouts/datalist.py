@@ -4,7 +4,8 @@ CSV has the columns ``image`` (or one ``image_<channel>`` for each channel) and 
 a list of entries, or MONAI's ``{"training": [...], "validation": [...], "testing": [...]}``.
 Optional in both: ``case_id``, ``patient_id``, ``fold``, and ``annotated``, the names or values of
 the classes that a label shows, if not all (in CSV with ``|`` between them). Paths are relative to
-the file or absolute.
+the file or absolute. An empty cell of a channel, or null in the images of a JSON entry, is a
+channel that the case lacks.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _SECTIONS = {
 class _Entry(Record):
     """What one row of the list may say."""
 
-    image: str | tuple[str, ...]
+    image: str | tuple[str | None, ...]
     label: str | None = None
     case_id: str | None = None
     patient_id: str | None = None
@@ -126,10 +127,12 @@ def _parse_line(
             "Quote paths that hold a comma."
         )
     filled = {c: cell.strip() for c, cell in zip(columns, cells, strict=True) if cell.strip()}
-    for column in images:
-        if column not in filled:
-            raise DataError(f"{source}: column {column} is empty; expected a path. Fill it in.")
-    paths = [filled.pop(column) for column in images]
+    paths = [filled.pop(column, None) for column in images]
+    if not any(paths):
+        raise DataError(
+            f"{source}: {'column' if len(images) == 1 else 'every column'} {', '.join(images)} is "
+            "empty; expected a path. Fill it in."
+        )
     return _make_row({"image": paths, **filled}, path.parent, source)
 
 
@@ -156,10 +159,11 @@ def _read_json(path: Path) -> _Listing:
 def _make_row(fields: Any, root: Path, source: str) -> _Row:
     entry = _Entry.parse(fields, source, DataError)
     listed = (entry.image,) if isinstance(entry.image, str) else entry.image
-    if not listed:
+    images = tuple(existing(root / image, source) if image else None for image in listed)
+    if not any(images):
         raise DataError(f"{source}: no image; expected at least one. Add it.")
-    images = tuple(existing(root / image, source) for image in listed)
-    case_id = entry.case_id or split_suffix(images[0].name)[0]
+    first = next(image for image in images if image is not None)
+    case_id = entry.case_id or split_suffix(first.name)[0]
     case = Case(
         case_id=case_id,
         images=images,
@@ -182,7 +186,7 @@ def _find_channels(
                 "case. Correct the list."
             )
     if len(first.images) == 1:
-        return declared or number_channels(read_header(first.images[0])[1])
+        return declared or number_channels(read_header(first.files[0])[1])
     if declared and len(declared) != len(first.images):
         raise DataError(
             f"{path} declares {len(declared)} channels ({', '.join(declared)}) and lists "

@@ -8,6 +8,7 @@ the background are regions.
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def detect(path: Path) -> bool:
     return (path / "imagesTr" / f"{stem}_0000{suffix}").is_file()
 
 
-def find(path: Path) -> Dataset:
+def find(path: Path, optional: Container[str] = ()) -> Dataset:
     """Read ``dataset.json`` and match the files in ``imagesTr`` and ``labelsTr``.
+
+    A case of these folders may lack channels that are `optional`.
 
     Raises:
         DataError: a key, label or channel is missing.
@@ -59,8 +62,8 @@ def find(path: Path) -> Dataset:
         layout="nnU-Net",
         channels=channels,
         classes=classes,
-        cases=_find_training(path, description, channels, suffix),
-        unlabelled=_find_cases(path / "imagesTs", None, channels, suffix),
+        cases=_find_training(path, description, channels, suffix, optional),
+        unlabelled=_find_cases(path / "imagesTs", None, channels, suffix, optional),
     )
 
 
@@ -105,12 +108,16 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
 
 
 def _find_training(
-    path: Path, description: dict[str, Any], channels: tuple[str, ...], suffix: str
+    path: Path,
+    description: dict[str, Any],
+    channels: tuple[str, ...],
+    suffix: str,
+    optional: Container[str],
 ) -> tuple[Case, ...]:
     if files := description.get("dataset"):
         return _read_files(path, files, channels)
     listed = [name.removesuffix(suffix) for name in _listed_labels(description)]
-    cases = _find_cases(path / "imagesTr", path / "labelsTr", channels, suffix, listed)
+    cases = _find_cases(path / "imagesTr", path / "labelsTr", channels, suffix, optional, listed)
     expected = description.get("numTraining", len(cases))
     if _is_version_2(description) and expected != len(cases):
         raise DataError(
@@ -143,6 +150,7 @@ def _find_cases(
     label_folder: Path | None,
     channels: tuple[str, ...],
     suffix: str,
+    optional: Container[str],
     listed: list[str] | None = None,
 ) -> tuple[Case, ...]:
     """Cases by file name; with a label folder every case needs its label."""
@@ -152,7 +160,7 @@ def _find_cases(
     cases = []
     for case_id in sorted(listed or groups.keys() | labels.keys()):
         found = groups.get(case_id, {})
-        images = order_channels(case_id, found, channels, image_folder, suffix)
+        images = order_channels(case_id, found, channels, image_folder, suffix, optional)
         if label_folder and case_id not in labels:
             raise DataError(
                 f"case '{case_id}' has no label; expected {label_folder / case_id}{suffix}. "
