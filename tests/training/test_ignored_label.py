@@ -122,9 +122,9 @@ def test_training_on_a_few_slices_finds_the_whole(scribbles: Path, tmp_path: Pat
         segmentation = predictor(case.images)
         assert set(np.unique(segmentation.labels)) == {0, 1}
         segmentation.save(tmp_path / "p" / f"{case.case_id}.nii.gz")
-    assert evaluate(tmp_path / "p", scribbles / "full").summary.mean_dice > 0.9
+    assert evaluate(tmp_path / "p", scribbles / "full").summary.mean_dice > 0.85
     scores = score_dataset(tmp_path / "p", dataset, tmp_path / "s")
-    assert scores.summary.mean_dice > 0.9
+    assert scores.summary.mean_dice > 0.85
     # Only what was annotated is counted.
     labels = np.asarray(nib.load(dataset.cases[0].label).dataobj)
     assert scores.rows[0].reference_voxels == (labels == 1).sum()

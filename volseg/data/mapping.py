@@ -16,9 +16,9 @@ class MappedArray:
     what the file says of itself. That is kept here.
     """
 
-    def __init__(self, array: np.memmap[Any, Any]) -> None:
+    def __init__(self, array: NDArray[Any]) -> None:
         """Take the place from an array that numpy has mapped, in C order, or from rows of one."""
-        whole = array
+        whole: Any = array
         while isinstance(whole.base, np.memmap):
             whole = whole.base
         self.path = str(whole.filename)

@@ -98,8 +98,10 @@ class PatchDataset(Dataset[Cut]):
         if changes.matrix is not None:
             first, shape = find_region(changes.matrix, start, self.patch, label.shape)
         centre = [s - f + (p - 1) / 2 for s, f, p in zip(start, first, self.patch, strict=True)]
-        parts = (torch.from_numpy(cut(part.open(), first, shape)) for part in (image, label))
-        return Cut(*parts, centre, self.patch, changes)
+        region, labels = (
+            torch.from_numpy(cut(array.open(), first, shape)) for array in (image, label)
+        )
+        return Cut(region, labels, centre, self.patch, changes)
 
     def _case_index(self, number: int) -> int:
         """Every case once per round, in a new order each round."""
@@ -138,8 +140,8 @@ def cut(
     """Copy a patch from the last axes of `array`; what lies outside is zero."""
     lead, shape = array.ndim - len(patch), array.shape[array.ndim - len(patch) :]
     if all(a >= 0 and a + p <= n for a, p, n in zip(start, patch, shape, strict=True)):
-        inside = (slice(a, a + p) for a, p in zip(start, patch, strict=True))
-        return array[(..., *inside)].copy()
+        inside = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        return array[(slice(None),) * lead + inside].copy()
     result = np.zeros((*array.shape[:lead], *patch), dtype=array.dtype)
     source, target = [slice(None)] * lead, [slice(None)] * lead
     for a, p, n in zip(start, patch, shape, strict=True):

@@ -102,9 +102,12 @@ def _make_axes(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Two summands of each coordinate: by the first axis of the patch, and by the others."""
     steps = np.ix_(*[np.arange(size) - (size - 1) / 2 for size in patch])
-    lead, rest = [], []
+    lead: list[Tensor] = []
+    rest: list[Tensor] = []
     for row, middle in zip(matrix, centre, strict=True):
-        plane = sum((f * s for f, s in zip(row[1:], steps[1:], strict=True)), start=middle)
+        plane = np.asarray(middle)
+        for factor, step in zip(row[1:], steps[1:], strict=True):
+            plane = plane + factor * step
         for parts, values in ((lead, row[0] * steps[0]), (rest, plane)):
             parts.append(torch.from_numpy(values.astype(np.float32)).to(device))
     return lead, rest
