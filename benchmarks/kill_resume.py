@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from compare_networks import describe_machine
 
+from volseg.config import load_config
 from volseg.networks.weights import load_weights
 from volseg.run_folder import LAST
+from volseg.training import train
 
 SETTINGS = (
     "plan.width=4",
@@ -57,15 +59,14 @@ class Attempt:
     def has_begun(self) -> bool:
         return (self.fold / LAST).exists()
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> BaseProcess:
         """Begin, or resume if there is a checkpoint."""
-        settings = [word for setting in self.settings for word in ("--set", setting)]
-        how = ["--resume"] if self.has_begun else ["--epochs", str(self.epochs), *settings]
-        target = (str(self.dataset), "-o", str(self.run))
-        command = [sys.executable, "-m", "volseg", "train", *target, "--device", "cpu", *how]
-        return subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        # Its server has torch imported: a process that is killed at once costs little.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", "volseg.training"])
+        process = context.Process(target=_train, args=(self,))
+        process.start()
+        return process
 
     def count_epochs(self) -> int:
         """In the history, where every row is written at once."""
@@ -99,6 +100,14 @@ class Kill:
         return f"kill {self.number:3}, {when}: {self.seconds:6.2f} s, epoch {self.epochs}"
 
 
+def _train(attempt: Attempt) -> None:
+    if attempt.has_begun:
+        train(attempt.dataset, attempt.run, resume=True, device="cpu")
+    else:
+        config = load_config(None, attempt.settings)
+        train(attempt.dataset, attempt.run, config=config, epochs=attempt.epochs, device="cpu")
+
+
 def finish(attempt: Attempt) -> None:
     """Start the training and leave it alone."""
     _wait_for_end(attempt.start())
@@ -123,10 +132,10 @@ def kill_and_resume(
             startup_s = max(startup_s, time.monotonic() - start)
             # From the middle of a step to the writing of a checkpoint.
             _wait(process, draw.random())
-        if process.poll() is not None:
+        if process.exitcode is not None:
             break
         process.kill()
-        process.communicate()
+        process.join()
         seconds = time.monotonic() - start
         made.append(Kill(len(made) + 1, is_early, seconds, attempt.count_epochs()))
         report(made[-1])
@@ -134,22 +143,22 @@ def kill_and_resume(
     return made
 
 
-def _wait_for_epoch(process: subprocess.Popen[str], attempt: Attempt) -> None:
+def _wait_for_epoch(process: BaseProcess, attempt: Attempt) -> None:
     before = attempt.count_epochs()
-    while process.poll() is None and attempt.count_epochs() <= before:
+    while process.exitcode is None and attempt.count_epochs() <= before:
         time.sleep(0.01)
 
 
-def _wait(process: subprocess.Popen[str], seconds: float) -> None:
+def _wait(process: BaseProcess, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.exitcode is None and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
-def _wait_for_end(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"the training ended with code {process.returncode}:\n{errors}")
+def _wait_for_end(process: BaseProcess) -> None:
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the training ended with code {process.exitcode}")
 
 
 def find_differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:

@@ -292,7 +292,7 @@ def format_minutes(rows: Sequence[Row], thresholds: Sequence[float]) -> str:
     for number, threshold in enumerate(thresholds):
         spans = [times[side][number] for side in SIDES]
         cells = [*spans, *(span / spans[0] for span in spans[1:])]
-        lines.append(f"| {threshold:.2f} | {' | '.join(map(str, cells))} |")
+        lines.append(f"| {threshold:g} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
