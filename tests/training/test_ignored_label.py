@@ -132,8 +132,7 @@ def test_training_on_a_few_slices_finds_the_whole(scribbles: Path, tmp_path: Pat
 
 
 def test_ignored_voxels_have_no_share_of_a_coarser_class(scribbles: Path, tmp_path: Path) -> None:
-    config = load_config(
-        None, [*TINY, "network.deep_supervision=true", "loss.supervision_target=area"]
-    )
+    deeper = ["plan.patch=[32,32,32]", "plan.num_levels=4", "network.deep_supervision=true"]
+    config = load_config(None, [*TINY, *deeper, "loss.supervision_target=area"])
     with pytest.raises(ConfigError, match="with voxels of unknown class; expected 'nearest-exact'"):
         volseg.train(scribbles, tmp_path / "run", config=config, epochs=1)
