@@ -279,7 +279,8 @@ class TrainingConfig(Record):
     steps_per_epoch: Annotated[int, Field(gt=0)] = 50
     seed: Annotated[int, Field(ge=0)] = 0
     foreground: Probability = 0.5
-    """Share of each batch that is centred on a foreground voxel, classes drawn evenly."""
+    """Share of each batch that is centred on a foreground voxel: of classes as often as of each
+    other, but for those that few cases have, and of small parts as often as of large ones."""
     num_folds: Annotated[int, Field(ge=2)] = 5
     start_from: str | None = None
     """A run folder or bundle: its plan is taken over, and its weights by name and shape."""

@@ -70,7 +70,8 @@ def test_entry_holds_normalised_image_label_and_foreground(
     expected = (raw - raw.mean()) / raw.std()
     assert case.image[0] == pytest.approx(expected, abs=4e-3)
     assert np.array_equal(case.label, label)
-    for index, voxels in enumerate(case.foreground, start=1):
+    assert list(case.foreground) == [1, 2]
+    for index, voxels in case.foreground.items():
         assert len(voxels) == (label == index).sum()
         assert (label[tuple(voxels.T)] == index).all()
 

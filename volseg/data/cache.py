@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from volseg.atomic import atomic_folder
 from volseg.data.cases import Case, Dataset
+from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
 from volseg.data.preprocessing import prepare
 from volseg.data.reading import read_case
 from volseg.data.resampling import resampled_shape
@@ -37,10 +38,8 @@ from volseg.images import read_header
 from volseg.planning.fingerprint import CaseFingerprint
 from volseg.planning.plan import Plan
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what an entry holds changes, so that older entries are made again."""
-FOREGROUND_VOXELS = 10_000
-"""Positions kept per class and case; patches are centred on them."""
 _HEADER_BYTES = 500
 """Of an entry: what its files hold besides arrays."""
 
@@ -74,11 +73,12 @@ class CachedCase:
         return self._map("label")
 
     @property
-    def foreground(self) -> tuple[NDArray[np.int32], ...]:
-        """One (n, spatial_dims) array of voxel positions per foreground class present."""
+    def foreground(self) -> dict[int, NDArray[np.int32]]:
+        """Positions (n, spatial_dims) to centre patches on, by index of each class present."""
         positions = self._map("foreground")
         split = itertools.accumulate(self.foreground_counts, initial=0)
-        return tuple(positions[a:b] for a, b in itertools.pairwise(split) if b > a)
+        spans = enumerate(itertools.pairwise(split), start=1)
+        return {index: positions[a:b] for index, (a, b) in spans if b > a}
 
     @property
     def annotated(self) -> NDArray[np.int32] | None:
@@ -218,14 +218,14 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, entry: Path) -> Path:
     prepared = prepare(image, plan, label, classes.num_indices)
     indices = np.asarray(prepared.label)
     rng = np.random.default_rng(0)
-    positions = [_draw_positions(rng, indices == i) for i in range(1, classes.num_classes)]
+    positions = [draw_parts(rng, indices == i) for i in range(1, classes.num_classes)]
     with atomic_folder(entry) as temporary:
         np.save(temporary / "image.npy", prepared.image.to(torch.float16).numpy())
         np.save(temporary / "label.npy", indices)
         np.save(temporary / "foreground.npy", np.concatenate(positions))
         if classes.ignore is not None:
             # The first index behind the classes: nothing is known.
-            annotated = _draw_positions(rng, indices != classes.num_classes)
+            annotated = draw_voxels(rng, indices != classes.num_classes)
             np.save(temporary / "annotated.npy", annotated)
         facts = {"case_id": case.case_id, "foreground_counts": [len(p) for p in positions]}
         (temporary / "case.json").write_text(json.dumps(facts))
@@ -266,11 +266,3 @@ def _hash_file(path: Path) -> bytes:
         return hashlib.blake2b(path.read_bytes()).digest()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist any more; the dataset changed.") from None
-
-
-def _draw_positions(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Up to `FOREGROUND_VOXELS` positions inside the mask, evenly drawn."""
-    found = np.flatnonzero(mask)
-    if found.size > FOREGROUND_VOXELS:
-        found = rng.choice(found, FOREGROUND_VOXELS, replace=False)
-    return np.stack(np.unravel_index(found, mask.shape), 1).astype(np.int32)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from volseg.data.augmentation import Augmentation, Cut
 from volseg.data.cache import CachedCase
+from volseg.data.foreground import choose_shares
 from volseg.data.mapping import MappedArray
 from volseg.data.spatial import find_region
 from volseg.errors import ConfigError, DataError, MachineError
@@ -32,7 +33,8 @@ class PatchDataset(Dataset[Cut]):
         cases: at least one.
         patch: voxels per axis; volumes that are smaller are padded with zeros around.
         batch_size: samples per step.
-        foreground: share of the samples that are centred on a foreground voxel.
+        foreground: share of the samples that are centred on a foreground voxel, where rare classes
+            and small parts have their share; see `volseg.data.foreground`.
         augment: draws the changes of each patch.
         seed: of everything random.
     """
@@ -52,7 +54,9 @@ class PatchDataset(Dataset[Cut]):
         self.cases, self.patch = list(cases), tuple(patch)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_centred = batch_size * foreground
-        self._places: dict[int, tuple[MappedArray, MappedArray, list[MappedArray]]] = {}
+        self.holders = _find_holders(self.cases)
+        self.shares = choose_shares(list(self.holders.values()), len(self.cases))
+        self._places: dict[int, tuple[MappedArray, MappedArray, dict[int, MappedArray]]] = {}
 
     def __getitem__(self, number: int) -> Cut:
         """A region of a case in the types of the cache, and what becomes of it.
@@ -60,32 +64,44 @@ class PatchDataset(Dataset[Cut]):
         Raises:
             DataError: the prepared case cannot be read; names it.
         """
-        index = self._case_index(number)
+        step, i = divmod(number, self.batch_size)
+        rng = np.random.default_rng((self.seed, step, i))
+        # Each batch has the whole part of its centred samples, and one more by chance.
+        is_centred = rng.random() < self.num_centred - i
+        index, centred = self._choose(number, rng, is_centred)
         case = self.cases[index]
         try:
-            return self._cut(index, number)
+            return self._cut(index, centred, rng)
         except Exception as error:  # Whatever it is, the case must be known.
             raise DataError(
                 f"case {case.case_id}: no patch could be cut from {case.folder} "
                 f"({type(error).__name__}: {error}). Remove that folder to prepare the case anew."
             ) from error
 
-    def _locate(self, index: int) -> tuple[MappedArray, MappedArray, list[MappedArray]]:
+    def _choose(
+        self, number: int, rng: np.random.Generator, is_centred: bool
+    ) -> tuple[int, int | None]:
+        """The case, and the class on which the sample is centred."""
+        index = self._case_index(number)
+        if not (is_centred and self.holders):
+            return index, None
+        chosen = list(self.holders)[rng.choice(len(self.holders), p=self.shares)]
+        cases = self.holders[chosen]
+        # A case without the class makes room for one that has it.
+        return (index if index in cases else cases[rng.integers(len(cases))]), chosen
+
+    def _locate(self, index: int) -> tuple[MappedArray, MappedArray, dict[int, MappedArray]]:
         """Image, label and foreground of a case."""
         if index not in self._places:
             case = self.cases[index]
-            foreground = [MappedArray(positions) for positions in case.foreground]
+            foreground = {i: MappedArray(voxels) for i, voxels in case.foreground.items()}
             self._places[index] = MappedArray(case.image), MappedArray(case.label), foreground
         return self._places[index]
 
-    def _cut(self, index: int, number: int) -> Cut:
-        step, i = divmod(number, self.batch_size)
-        rng = np.random.default_rng((self.seed, step, i))
+    def _cut(self, index: int, centred: int | None, rng: np.random.Generator) -> Cut:
         case, (image, label, foreground) = self.cases[index], self._locate(index)
-        # Each batch has the whole part of its centred samples, and one more by chance.
-        is_centred = rng.random() < self.num_centred - i
-        if is_centred and foreground:
-            voxels = foreground[rng.integers(len(foreground))].open()
+        if centred is not None:
+            voxels = foreground[centred].open()
             start = _centred_start(voxels[rng.integers(len(voxels))], label.shape, self.patch)
         elif (annotated := case.annotated) is not None and len(annotated):
             # Anywhere else might hold nothing to learn from.
@@ -107,6 +123,16 @@ class PatchDataset(Dataset[Cut]):
         """Every case once per round, in a new order each round."""
         round_number, position = divmod(number, len(self.cases))
         return int(_permutation(self.seed, round_number, len(self.cases))[position])
+
+
+def _find_holders(cases: Sequence[CachedCase]) -> dict[int, list[int]]:
+    """Per class that any case has, the numbers of the cases that have it."""
+    holders: dict[int, list[int]] = {}
+    for number, case in enumerate(cases):
+        for index, count in enumerate(case.foreground_counts, start=1):
+            if count:
+                holders.setdefault(index, []).append(number)
+    return dict(sorted(holders.items()))
 
 
 @lru_cache(maxsize=4)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from ignite.engine import Engine, Events
 
 from volseg.training.engine import Learner
+
+resource: ModuleType | None
+try:
+    import resource
+except ModuleNotFoundError:
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +93,15 @@ class Pace:
         }
 
     def peak_memory_mb(self) -> float:
-        """Most memory so far, 10^6 bytes: the training's on a GPU, the whole process's on a CPU."""
+        """Most memory so far, 10^6 bytes: the training's on a GPU, the whole process's on a CPU.
+
+        0 on a CPU under Windows, which does not count it.
+        """
         if self.learner.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.learner.device) / 1e6
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if resource is None:
+            return 0.0
+        peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # Bytes on macOS, KiB elsewhere.
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
