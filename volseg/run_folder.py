@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.atomic import write_text
+from volseg.atomic import is_temporary, remove_temporary, write_text
 from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
 from volseg.data.splits import Split, choose_splits, read_splits
@@ -86,7 +86,7 @@ def open_run(path: Path, dataset: Dataset) -> RunFolder:
 
 def _foreign_files(run: RunFolder) -> set[str]:
     known = {DATASET_FILE, run.splits.name, run.fingerprint.name}
-    return {file.name for file in run.path.iterdir()} - known
+    return {file.name for file in run.path.iterdir() if not is_temporary(file)} - known
 
 
 def open_splits(run: RunFolder, dataset: Dataset, config: Config) -> list[Split]:
@@ -115,6 +115,8 @@ def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config
     if resume and not has_training:
         raise ConfigError(f"{folder} holds no checkpoint to resume. Leave --resume out.")
     if resume:
+        # Nobody else writes there.
+        remove_temporary(folder)
         return Config.read_yaml(folder / "config.yaml")
     write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
     return config

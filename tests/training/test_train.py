@@ -31,6 +31,7 @@ from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, list_networks
 from volseg.networks.weights import load_weights
 from volseg.planning import Plan
+from volseg.run_folder import open_run
 from volseg.training.budget import Budget
 from volseg.training.engine import attach_counting, create_trainer, make_learner
 from volseg.training.validation import validate
@@ -104,7 +105,15 @@ def test_resumed_training_equals_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         volseg.train(balls, tmp_path / "parts", config=config, epochs=3)
     monkeypatch.undo()
+
+    def measure(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the history knows the speed")
+
+    monkeypatch.setattr(sys.modules["volseg.training.train"], "measure_machine", measure)
+    left = tmp_path / "parts" / "fold_0" / ".checkpoint_last-0a1b2c3d.pt"
+    left.touch()
     parts = volseg.train(balls, tmp_path / "parts", resume=True)
+    assert not left.exists()
     first, second = weights(whole), weights(parts)
     first["counters"].pop("elapsed_s"), second["counters"].pop("elapsed_s")
     assert is_equal(first, second)
@@ -145,6 +154,11 @@ def test_folder_with_other_files_is_refused(balls: Path, tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         volseg.train(balls, tmp_path, epochs=1)
+
+
+def test_what_a_killed_planning_left_is_no_obstacle(balls: Path, tmp_path: Path) -> None:
+    (tmp_path / ".fingerprint-0a1b2c3d.json").touch()
+    assert open_run(tmp_path, find_dataset(balls)).path == tmp_path
 
 
 @pytest.mark.parametrize(

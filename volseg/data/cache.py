@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from volseg.atomic import atomic_folder
+from volseg.atomic import atomic_folder, remove_temporary
 from volseg.data.cases import Case, Dataset
 from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
 from volseg.data.preprocessing import prepare
@@ -40,6 +40,8 @@ from volseg.planning.plan import Plan
 
 FORMAT = 2
 """Raised when what an entry holds changes, so that older entries are made again."""
+_ABANDONED_S = 24 * 3600
+"""No case takes so long; what is older was left by a process that was killed."""
 _HEADER_BYTES = 500
 """Of an entry: what its files hold besides arrays."""
 
@@ -118,6 +120,7 @@ def build_cache(
     with ThreadPoolExecutor(workers) as pool:
         keys = pool.map(partial(_key, dataset, plan=plan), cases)
         entries = [folder / f"{case.case_id}-{key}" for case, key in zip(cases, keys, strict=True)]
+        remove_temporary(folder, older_than_s=_ABANDONED_S)
         new = [case for case, entry in zip(cases, entries, strict=True) if not entry.is_dir()]
         _check_room(dataset, new, plan, folder, measured)
         futures = [

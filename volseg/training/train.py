@@ -23,7 +23,7 @@ from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.networks import ResNetUNet, inside_slices
 from volseg.networks.memory import recompute_
-from volseg.planning import Fingerprint, Plan, find_contradiction, write_plan
+from volseg.planning import Fingerprint, Machine, Plan, find_contradiction, write_plan
 from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
 from volseg.progress import show_progress
@@ -48,7 +48,7 @@ from volseg.training.engine import (
     stop_on_interrupt,
 )
 from volseg.training.extension import check_finished, extend
-from volseg.training.history import History
+from volseg.training.history import History, read_step_seconds
 from volseg.training.loggers import check_loggers, open_loggers
 from volseg.training.loss import make_loss
 from volseg.training.machine import measure_machine
@@ -191,21 +191,34 @@ def prepare_training(
     precision = choose_precision(config.training.precision, device)
     run = open_run(output, dataset)
     splits = open_splits(run, dataset, config)
+    measure = partial(measure_machine, device, precision=precision)
     if run.plan.exists():
         plan = _read_plan(run, dataset, config, resume)
-        machine = measure_machine(device, plan.network_dims, precision)
+        step_seconds = _find_speed(run) if resume else None
+        if step_seconds is None:
+            step_seconds = _predict_speed(plan, measure(plan.network_dims), dataset)
     else:
         check = partial(check_training, config=config, classes=dataset.classes)
-        measure = partial(measure_machine, device, precision=precision)
         adapt = partial(_adapt, config=config)
         planned = write_plan(run, dataset, config, measure, check, adapt)
-        plan, machine = planned.plan, planned.machine
+        plan = planned.plan
+        step_seconds = _predict_speed(plan, planned.machine, dataset)
     if not run.splits.exists():
         write_splits(run.splits, splits)
-    num_outputs = dataset.classes.num_outputs
-    cost = compute_cost(plan.network, plan.patch, len(dataset.channels), num_outputs)
-    step_seconds = cost.step_seconds(machine, plan.batch_size // count_processes() or 1)
     return Setting(run, dataset, plan, splits, config, step_seconds, device)
+
+
+def _find_speed(run: RunFolder) -> float | None:
+    """Seconds per step of any fold that has begun; None if none says."""
+    found = (read_step_seconds(path) for path in run.path.glob("fold_*/history.jsonl"))
+    return next((seconds for seconds in found if seconds), None)
+
+
+def _predict_speed(plan: Plan, machine: Machine, dataset: Dataset) -> float:
+    """Seconds per step, by the planned work and the speed of the machine."""
+    num_channels, num_outputs = len(dataset.channels), dataset.classes.num_outputs
+    cost = compute_cost(plan.network, plan.patch, num_channels, num_outputs)
+    return cost.step_seconds(machine, plan.batch_size // count_processes() or 1)
 
 
 def _adapt(plan: Plan, config: Config) -> Plan:
