@@ -37,6 +37,8 @@ SETTINGS = (
     "training.steps_per_epoch=6",
 )
 """A training that runs in seconds."""
+MEASURED = ("minutes", "steps_per_second", "waiting", "memory_mb")
+"""Of a row of history: what differs from one run to the next."""
 EARLY = 0.25
 """Share of the kills that strike at any moment from the start of the process on; the others wait
 until it has trained an epoch, since a training killed at its start alone would never end."""
@@ -74,10 +76,10 @@ class Attempt:
         return path.read_text().count("\n") if path.exists() else 0
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Every row but for its time."""
+        """Every row but for what was measured of the machine."""
         lines = (self.fold / "history.jsonl").read_text().splitlines()
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        return [{key: row[key] for key in row if key != "minutes"} for row in rows]
+        return [{key: row[key] for key in row if key not in MEASURED} for row in rows]
 
     def read_state(self) -> dict[str, Any]:
         """The last checkpoint but for its time."""

@@ -9,8 +9,8 @@ import torch
 from conftest import TINY
 from kill_resume import Attempt, compare, find_differences, finish, kill_and_resume
 
-KILLS = 12
-EPOCHS = 60
+KILLS = 8
+EPOCHS = 40
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ def find(path: Path) -> Dataset:
     cases = [row.case for rows in listing.rows.values() for row in rows]
     if not cases:
         raise DataError(f"{path} lists no cases; expected at least one. Add them.")
+    channels = _find_channels(cases, listing.channels, path)
     labels = [case.label for case in cases if case.label]
     classes = listing.classes or find_classes(labels, path)
     cases = [_name_annotated(case, classes) for case in cases]
@@ -85,7 +86,7 @@ def find(path: Path) -> Dataset:
         name=path.stem,
         root=path.parent,
         layout="datalist",
-        channels=_find_channels(cases, listing.channels, path),
+        channels=channels,
         classes=classes,
         cases=tuple(case for case in cases if case.label),
         unlabelled=tuple(case for case in cases if not case.label),
