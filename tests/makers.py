@@ -1,15 +1,19 @@
-"""Small real images on disk, written by nibabel alone so that they do not depend on volseg."""
+"""Small real images on disk, written by nibabel alone, and other things that tests share."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+
+from volseg.config import AugmentationConfig
+from volseg.data.augmentation import Augmentation
+from volseg.data.cases import Classes
 
 # A turn by 20 degrees about z after one by 15 degrees about x.
 _COS_Z, _SIN_Z, _COS_X, _SIN_X = np.cos(0.35), np.sin(0.35), np.cos(0.26), np.sin(0.26)
@@ -53,9 +57,11 @@ def make_arrays(
     return image, label
 
 
-def keep(image: Any, label: Any, seed: int) -> tuple[Any, Any]:
-    """An augmentation that changes nothing."""
-    return image, label
+STILL = AugmentationConfig(
+    rotate=0, scale=0, noise=0, blur=0, brightness=0, contrast=0, low_resolution=0, gamma=0
+)
+keep = Augmentation(STILL, (1.0, 1.0, 1.0), Classes(names=("background", "a"), values=(0, 1)))
+"""An augmentation that changes nothing, in 3D."""
 
 
 def write_nifti(

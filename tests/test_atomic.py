@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from volseg.atomic import atomic_folder, atomic_path, write_json, write_text
+from volseg.atomic import (
+    atomic_folder,
+    atomic_path,
+    is_temporary,
+    remove_temporary,
+    write_json,
+    write_text,
+)
 from volseg.errors import MachineError
 
 
@@ -60,3 +67,23 @@ def test_folder_of_another_process_stays(tmp_path: Path) -> None:
 def test_json_is_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "a.json", {"ä": [1, 2]})
     assert '"ä"' in (tmp_path / "deep" / "a.json").read_text(encoding="utf-8")
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.nii.gz") as file, atomic_folder(tmp_path / "b") as folder:
+        file.touch()
+    # As if the process had ended in the middle.
+    file.touch()
+    folder.mkdir()
+    (folder / "part").touch()
+    assert is_temporary(file)
+    assert is_temporary(folder)
+    remove_temporary(tmp_path, older_than_s=3600)
+    assert file.exists()
+    assert folder.exists()
+    others = {"a.nii.gz", "b", ".git", "file-0a1b2c3d.txt"}
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "file-0a1b2c3d.txt").touch()
+    remove_temporary(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == others
+    remove_temporary(tmp_path / "missing")

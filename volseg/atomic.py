@@ -6,13 +6,17 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from volseg.errors import MachineError
+
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.|$)")
 
 
 @contextlib.contextmanager
@@ -61,6 +65,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _rename_new(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is that of a file or folder on its way to its place."""
+    return _TEMPORARY.match(path.name) is not None
+
+
+def remove_temporary(folder: Path, older_than_s: float = 0.0) -> None:
+    """Remove what writers that were killed have left in a folder.
+
+    Args:
+        folder: it may be missing.
+        older_than_s: leave alone what was changed since; it may still be written.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not is_temporary(path):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _rename_new(temporary: Path, path: Path) -> None:

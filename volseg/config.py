@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from volseg.atomic import write_json
 from volseg.errors import ConfigError, VolsegError
@@ -107,16 +107,32 @@ Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+class DataConfig(Record):
+    """What the user says about labels and channels, beside what the dataset declares."""
+
+    regions: dict[str, tuple[int, ...]] | None = None
+    """Label values of unions of classes that are segmented as a whole and may overlap, by name;
+    {} for none where the dataset declares some."""
+    ignore_label: int | None = None
+    """Value of voxels that were not annotated: no loss, no score."""
+    optional_channels: tuple[str, ...] = ()
+    """Channels that a case may lack, by name; empty cells of a datalist make theirs optional."""
+
+
 class PlanConfig(Record):
     """What the user fixes of the plan; anything left out is chosen by the planner."""
 
+    slices: bool | None = None
+    """A 2D network on the slices of volumes, which are never resampled across; for thick slices."""
     spacing_mm: tuple[Positive, ...] | None = None
     """Voxel size the network sees, canonical axis order (right, anterior, superior)."""
     patch: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """Training crop and prediction window in voxels, canonical axis order."""
+    """Training crop and prediction window in voxels, canonical axis order; 1 across slices."""
     batch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0)] | None = None
     """Feature maps at the finest level; doubled at each coarser one."""
+    pocket: bool | None = None
+    """The same number of feature maps at every level (PocketNet) instead of twice as many."""
     num_levels: Annotated[int, Field(ge=2)] | None = None
     normalisation: Literal["ct", "zscore"] | None = None
     """For every channel; by default from the channel's name and its values."""
@@ -126,7 +142,7 @@ class NetworkConfig(Record):
     """Which network, and whether it is supervised at several outputs in training."""
 
     name: str = "unet"
-    """One of `volseg networks`."""
+    """One of `volseg networks`, or your own."""
     deep_supervision: bool | None = None
     """By default as the network's source has it."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -136,10 +152,24 @@ class NetworkConfig(Record):
 
 
 class LossConfig(Record):
-    """Weights of the two terms of the loss, and how the outputs in training are supervised."""
+    """Which loss, and how the outputs in training are supervised."""
 
+    name: str = "dice_ce"
+    """One of `volseg.losses.list_losses`, or your own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the loss."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of ``dice_ce``."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of ``dice_ce``."""
+    boundary: str | None = None
+    """A second term, on the main output: one of `volseg.losses.list_boundary_terms`."""
+    boundary_options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the second term."""
+    boundary_weight: Positive = 1.0
+    """Of the second term, at the end of the training."""
+    boundary_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the weight of the second term gets there."""
     supervision_weights: (
         Literal["halving", "exp", "two", "same", "dsn"]
         | tuple[Annotated[float, Field(ge=0)], ...]
@@ -156,8 +186,12 @@ class LossConfig(Record):
 
 
 class OptimizerConfig(Record):
-    """AdamW with warm-up and polynomial decay over the real length of the training."""
+    """Warm-up and polynomial decay over the real length of the training."""
 
+    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    """AdamW, Muon (`volseg.training.muon`), or stochastic gradient descent by Nesterov."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of Muon (0.95 by default) and of stochastic gradient descent (0.99)."""
     learning_rate: Positive = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup: Probability = 0.03
@@ -166,25 +200,73 @@ class OptimizerConfig(Record):
     """Exponent of the polynomial decay to zero."""
     gradient_clip: Positive = 12.0
     """Largest norm of the gradient."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that keep their weights, by name, as in ``encoder``."""
     ema: Probability = 0.03
     """Horizon of the moving average of the weights as a share of the training; 0 is off."""
 
 
+def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError("the smaller number first is expected")
+    return limits
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]
+
+
 class AugmentationConfig(Record):
-    """How often each random change is applied to a training patch, and how strong it is."""
+    """How often each random change is applied to a training patch, and how strong it is.
+
+    Changes come in the order given here but for the mirroring, which is last; each happens by its
+    own chance. Ranges are drawn from evenly; a factor of brightness, contrast or gamma is as often
+    below 1 as above where its range has both. Several channels are changed each by its own draw,
+    but for rotation, scale, mirroring and the strength of the noise.
+    """
 
     rotate: Probability = 0.3
+    """About every axis at once; where one axis is coarse, about that axis alone."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Largest relative change of size, applied together with the rotation."""
+    """Largest angle, either way."""
+    scale: Probability = 0.3
+    scale_range: Range = (0.8, 1.2)
+    """The patch shows so many times its extent: above 1, structures become smaller."""
+    scale_per_axis: bool = True
+    """Draw a factor for each axis instead of one for all."""
     flip: Probability = 0.0
-    """Per axis. Off by default: organs are not symmetric, and left is not right."""
+    """Per axis. Off by default: organs are not symmetric. Classes with a side in their names, as
+    in ``left kidney``, change places; an axis is left out where one has no counterpart."""
     noise: Probability = 0.15
+    noise_deviation: Annotated[
+        tuple[Annotated[float, Field(ge=0)], Positive], AfterValidator(_check_order)
+    ] = (0.0, 0.15)
+    """Standard deviation of Gaussian noise, in units of the normalised image."""
     blur: Probability = 0.1
+    blur_sigma: Range = (0.4, 1.0)
+    """Of the Gaussian, in voxels."""
+    blur_channels: Probability = 1.0
+    """Chance of each channel, where there is blurring."""
     brightness: Probability = 0.2
+    brightness_range: Range = (0.75, 1.25)
+    """Factor of all intensities."""
     contrast: Probability = 0.2
-    gamma: Probability = 0.2
+    contrast_range: Range = (0.75, 1.25)
+    """Factor of the distances from the mean; the range of the intensities is kept."""
     low_resolution: Probability = 0.1
+    low_resolution_range: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
+        AfterValidator(_check_order),
+    ] = (0.5, 1.0)
+    """Share of the voxels per axis that are kept, but along a coarse axis."""
+    low_resolution_channels: Probability = 1.0
+    """Chance of each channel, where there is loss of resolution."""
+    gamma_inverted: Probability = 0.0
+    """The same as `gamma`, of the negative image."""
+    gamma: Probability = 0.2
+    gamma_range: Range = (0.7, 1.5)
+    """Exponent; mean and standard deviation are kept."""
+    drop_channel: Probability = 0.15
+    """Of each channel that cases may lack; one channel at least is left."""
 
 
 class TrainingConfig(Record):
@@ -197,8 +279,24 @@ class TrainingConfig(Record):
     steps_per_epoch: Annotated[int, Field(gt=0)] = 50
     seed: Annotated[int, Field(ge=0)] = 0
     foreground: Probability = 0.5
-    """Share of each batch that is centred on a foreground voxel, classes drawn evenly."""
+    """Share of each batch that is centred on a foreground voxel: of classes as often as of each
+    other, but for those that few cases have, and of small parts as often as of large ones."""
     num_folds: Annotated[int, Field(ge=2)] = 5
+    start_from: str | None = None
+    """A run folder or bundle: its plan is taken over, and its weights by name and shape."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """End after so many validations without a better Dice; None goes on to the end."""
+    parts: Annotated[int, Field(gt=0)] = 1
+    """A batch is computed in so many parts, whose gradients are added: the same training in less
+    memory. Doubled where memory runs out."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the network's arithmetic; auto takes 16 bits where the hardware gains by it."""
+    compile: bool | None = None
+    """By torch.compile; by default on a GPU."""
+    recompute: bool = False
+    """Compute feature maps a second time in the backward pass instead of keeping them."""
+    log: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Where rows of history go besides ``history.jsonl``."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes; by default none on a CPU, whose cores the network needs."""
 
@@ -206,6 +304,7 @@ class TrainingConfig(Record):
 class Config(Record):
     """Everything that a user may set for a training."""
 
+    data: DataConfig = DataConfig()
     plan: PlanConfig = PlanConfig()
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()

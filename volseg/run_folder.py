@@ -4,6 +4,7 @@
 
     RUN/dataset.json  fingerprint.json  plan.yaml  splits.json  cache/
     RUN/fold_K/config.yaml  checkpoint_last.pt  checkpoint_best.pt  history.jsonl  progress.png
+    RUN/fold_K/config_before_extension_N.yaml
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.atomic import write_text
+from volseg.atomic import is_temporary, remove_temporary, write_text
 from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
 from volseg.data.splits import Split, choose_splits, read_splits
@@ -85,7 +86,7 @@ def open_run(path: Path, dataset: Dataset) -> RunFolder:
 
 def _foreign_files(run: RunFolder) -> set[str]:
     known = {DATASET_FILE, run.splits.name, run.fingerprint.name}
-    return {file.name for file in run.path.iterdir()} - known
+    return {file.name for file in run.path.iterdir() if not is_temporary(file)} - known
 
 
 def open_splits(run: RunFolder, dataset: Dataset, config: Config) -> list[Split]:
@@ -114,9 +115,28 @@ def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config
     if resume and not has_training:
         raise ConfigError(f"{folder} holds no checkpoint to resume. Leave --resume out.")
     if resume:
+        # Nobody else writes there.
+        remove_temporary(folder)
         return Config.read_yaml(folder / "config.yaml")
     write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
     return config
+
+
+def extend_fold(run: RunFolder, fold: int, config: Config, number: int) -> None:
+    """Keep the configuration of an extension, and beside it the one from before.
+
+    Args:
+        run: its folder.
+        fold: which one.
+        config: of the extension.
+        number: which extension it is, from 1.
+    """
+    path = run.fold(fold) / "config.yaml"
+    before = path.with_name(f"config_before_extension_{number}.yaml")
+    # Killed at its beginning, the same extension may begin twice.
+    if not before.exists():
+        write_text(before, path.read_text(encoding="utf-8"))
+    write_text(path, dump_yaml(config.model_dump(mode="json")))
 
 
 def select_cases(dataset: Dataset, case_ids: tuple[str, ...]) -> list[Case]:

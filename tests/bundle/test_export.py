@@ -128,7 +128,7 @@ def make_run(run: Path, name: str, folder: Path) -> torch.nn.Module:
     config = load_config(None, [*TINY, f"network.name={name}"])
     fingerprint = Fingerprint.read_json(run / "fingerprint.json")
     plan = make_plan(fingerprint, describe_cpu(), config, num_classes=3).plan
-    network = build_planned_network(plan, num_classes=3)
+    network = build_planned_network(plan, num_outputs=3)
     network.train()(torch.randn(2, 1, *plan.patch))  # Running statistics are part of the weights.
     folder.mkdir()
     shutil.copy(run / "dataset.json", folder)
@@ -166,3 +166,15 @@ def test_what_cannot_be_exported_is_refused(run: Path, bundle: Path) -> None:
     mixed = facts.plan.model_copy(update={"normalisation": (*facts.plan.normalisation, ct)})
     with pytest.raises(ConfigError, match="some channels as CT and others by z-score"):
         make_inference_config(facts.model_copy(update={"plan": mixed}))
+
+
+def test_slices_give_the_same_in_monai(balls: Path, tmp_path: Path, image: Path) -> None:
+    overrides = [*TINY, "plan.slices=true", "plan.patch=[16, 16, 1]", "plan.spacing_mm=[1, 1, 1.6]"]
+    config = load_config(None, overrides)
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=8, device="cpu")
+    bundle = export_bundle(run, tmp_path / "bundle")
+    by_monai = run_bundle(bundle, image, tmp_path / "out")
+    by_volseg = volseg.Predictor.load(run)(image).labels
+    assert (by_volseg > 0).mean() > 0.01
+    assert (np.asarray(by_monai.dataobj) == by_volseg).mean() >= 0.999
+    assert np.array_equal(volseg.Predictor.load(bundle)(image).labels, by_volseg)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from makers import keep, make_dataset
+from makers import STILL, keep, make_affine, make_dataset, write_nifti
+from torch.utils.data import DataLoader
 
-from volseg.config import AugmentationConfig
-from volseg.data.augmentation import Augmentation, rotation_range
-from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Dataset
+from volseg.config import AugmentationConfig, DataConfig
+from volseg.data.augmentation import Augmentation
+from volseg.data.cache import CachedCase, build_cache, predict_bytes
+from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts import find_dataset
-from volseg.data.patches import PatchDataset, cut, make_loader
-from volseg.errors import ConfigError, DataError
-from volseg.planning import NetworkPlan, Normalisation, Plan
+from volseg.data.patches import Batches, PatchDataset, cut, make_loader
+from volseg.data.spatial import resample
+from volseg.errors import ConfigError, DataError, MachineError
+from volseg.planning import NetworkPlan, Normalisation, Plan, compute_fingerprint
+from volseg.planning.fingerprint import CaseFingerprint as FingerprintRow
+
+CPU = torch.device("cpu")
+CLASSES = Classes(names=("background", "a", "b"), values=(0, 1, 2))
 
 
 def make_plan(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Plan:
@@ -60,7 +70,8 @@ def test_entry_holds_normalised_image_label_and_foreground(
     expected = (raw - raw.mean()) / raw.std()
     assert case.image[0] == pytest.approx(expected, abs=4e-3)
     assert np.array_equal(case.label, label)
-    for index, voxels in enumerate(case.foreground, start=1):
+    assert list(case.foreground) == [1, 2]
+    for index, voxels in case.foreground.items():
         assert len(voxels) == (label == index).sum()
         assert (label[tuple(voxels.T)] == index).all()
 
@@ -88,11 +99,13 @@ def test_changed_file_or_plan_makes_a_new_entry_and_drops_the_old(
 
 
 def test_bad_case_leaves_no_half_entry(dataset: Dataset, tmp_path: Path) -> None:
+    measured = compute_fingerprint(dataset).cases
     file = dataset.cases[1].images[0]
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(DataError, match=r"case_01\.nii\.gz"):
-        cached(dataset, tmp_path / "c")
+        build_cache(dataset, dataset.cases, make_plan(), tmp_path / "c", measured=measured)
     assert not any(name.startswith((".", "case_01")) for name in entries(tmp_path / "c"))
+    assert any(name.startswith("case_00") for name in entries(tmp_path / "c"))
 
 
 def make_patches(cases: list[CachedCase], seed: int = 0, foreground: float = 0.5) -> PatchDataset:
@@ -101,25 +114,87 @@ def make_patches(cases: list[CachedCase], seed: int = 0, foreground: float = 0.5
         (8, 8, 8),
         batch_size=2,
         foreground=foreground,
-        augment=Augmentation(AugmentationConfig(rotate=1, noise=1), (1, 1, 1)),
+        augment=Augmentation(AugmentationConfig(rotate=1, noise=1), (1, 1, 1), CLASSES),
         seed=seed,
     )
 
 
 def test_sample_depends_on_seed_and_number_only(dataset: Dataset, tmp_path: Path) -> None:
     cases = cached(dataset, tmp_path / "c")
-    first, second = make_patches(cases), make_patches(cases)
+
+    def make(number: int, seed: int = 0) -> torch.Tensor:
+        patches = make_patches(cases, seed)
+        return patches.augment([patches[number]])[0]
+
+    again = make_patches(cases)
     for _ in range(5):
-        first[3]
-    assert torch.equal(first[11][0], second[11][0])
-    assert not torch.equal(first[11][0], make_patches(cases, seed=1)[11][0])
-    assert not torch.equal(first[11][0], first[13][0])
+        again[3]
+    assert torch.equal(again.augment([again[11]])[0], make(11))
+    assert not torch.equal(make(11), make(11, seed=1))
+    assert not torch.equal(make(11), make(13))
+
+
+@pytest.mark.parametrize("finish_in_loader", [True, False])
+def test_batch_is_its_samples(dataset: Dataset, tmp_path: Path, finish_in_loader: bool) -> None:
+    """On a GPU what was cut is changed behind the loader; the batches must be the same."""
+    patches = make_patches(cached(dataset, tmp_path / "c"))
+    if finish_in_loader:
+        batches = iter(make_loader(patches, 2, workers=0, device=CPU))
+    else:
+        loader = DataLoader(patches, batch_sampler=[[4, 5]], collate_fn=list)
+        batches = iter(Batches(loader, patches.augment))
+    images, labels = next(batches)
+    assert (images.shape, images.dtype) == ((2, 1, 8, 8, 8), torch.float32)
+    assert (labels.shape, labels.dtype) == ((2, 8, 8, 8), torch.int64)
+    for number, image, label in zip((4, 5), images, labels, strict=True):
+        alone = patches.augment([patches[number]])
+        assert torch.equal(alone[0][0], image)
+        assert torch.equal(alone[1][0], label)
+
+
+def test_turned_patch_shows_what_lies_beyond_its_corners(dataset: Dataset, tmp_path: Path) -> None:
+    case = cached(dataset, tmp_path / "c")[0]
+    patches = PatchDataset(
+        [case],
+        (5, 6, 4),
+        batch_size=1,
+        foreground=0.5,
+        augment=Augmentation(STILL.model_copy(update={"rotate": 1.0}), (1, 1, 1), CLASSES),
+        seed=0,
+    )
+    whole, labels = torch.from_numpy(case.image.astype(np.float32)), torch.tensor(case.label)
+    still = PatchDataset([case], (5, 6, 4), batch_size=1, foreground=0.5, augment=keep, seed=0)
+    for number in range(10):
+        image, label = patches.augment([patches[number]])
+        start = find_start(whole, still[number].image)
+        middle = [s + (p - 1) / 2 for s, p in zip(start, (5, 6, 4), strict=True)]
+        matrix = patches[number].changes.matrix
+        expected = resample(whole, labels, matrix, middle, (5, 6, 4))
+        torch.testing.assert_close(image[0], expected[0], atol=1e-4, rtol=1e-4)
+        assert torch.equal(label[0], expected[1].long())
+
+
+def slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+
+
+def find_start(whole: torch.Tensor, patch: torch.Tensor) -> tuple[int, ...]:
+    corner = (whole[0] == patch[0, 0, 0, 0].float()).nonzero()
+    (start,) = [
+        tuple(place)
+        for place in corner.tolist()
+        if torch.equal(
+            whole[(slice(None), *slices(place, patch.shape[1:]))],
+            patch.float(),
+        )
+    ]
+    return start
 
 
 def test_workers_give_the_same_batches_as_none(dataset: Dataset, tmp_path: Path) -> None:
     cases = cached(dataset, tmp_path / "c")
-    alone = iter(make_loader(make_patches(cases), 0, workers=0, pin_memory=False))
-    shared = iter(make_loader(make_patches(cases), 0, workers=2, pin_memory=False))
+    alone = iter(make_loader(make_patches(cases), 0, workers=0, device=CPU))
+    shared = iter(make_loader(make_patches(cases), 0, workers=2, device=CPU))
     for _ in range(4):
         for a, b in zip(next(alone), next(shared), strict=True):
             assert torch.equal(a, b)
@@ -127,8 +202,8 @@ def test_workers_give_the_same_batches_as_none(dataset: Dataset, tmp_path: Path)
 
 def test_loader_that_starts_later_goes_on_there(dataset: Dataset, tmp_path: Path) -> None:
     cases = cached(dataset, tmp_path / "c")
-    whole = iter(make_loader(make_patches(cases), 0, workers=0, pin_memory=False))
-    later = iter(make_loader(make_patches(cases), 3, workers=0, pin_memory=False))
+    whole = iter(make_loader(make_patches(cases), 0, workers=0, device=CPU))
+    later = iter(make_loader(make_patches(cases), 3, workers=0, device=CPU))
     for _ in range(3):
         next(whole)
     assert torch.equal(next(whole)[0], next(later)[0])
@@ -199,44 +274,113 @@ def test_training_without_cases_is_refused() -> None:
         make_patches([])
 
 
-def test_rotation_spares_a_coarse_axis() -> None:
-    assert rotation_range(180, (1, 1, 3)) == [0, 0, pytest.approx(np.pi)]
-    assert rotation_range(90, (1, 1.2, 1)) == [pytest.approx(np.pi / 2)] * 3
-    assert rotation_range(90, (1, 1)) == pytest.approx(np.pi / 2)
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_image_and_label_turn_together(dims: int) -> None:
-    label = torch.zeros((24,) * dims, dtype=torch.int64)
-    label[(slice(4, 12), slice(6, 20))] = 1
-    config = AugmentationConfig(
-        rotate=1, noise=0, blur=0, brightness=0, contrast=0, gamma=0, low_resolution=0, flip=1
+def test_predicted_bytes_by_hand() -> None:
+    case = FingerprintRow(
+        case_id="a",
+        full_shape=(50, 50, 50),
+        shape=(40, 30, 20),
+        spacing_mm=(1.0, 2.0, 1.0),
+        class_voxels=(20_000, 1_000, 3_000),
+        class_radius_mm=(0, 1, 1),
     )
-    augmentation = Augmentation(config, (1.0,) * dims)
-    image, turned = augmentation(label[None].float(), label, seed=3)
-    assert not torch.equal(turned, label)
-    assert ((image[0] > 0.5).long() == turned).float().mean() > 0.97
-    assert turned.dtype == torch.int64
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 8)])
-def test_intensity_changes_leave_the_label(shape: tuple[int, ...]) -> None:
-    config = AugmentationConfig(
-        rotate=0, noise=1, blur=1, brightness=1, contrast=1, gamma=1, low_resolution=1
+    dataset = Dataset(
+        name="d",
+        root=Path("d"),
+        layout="folders",
+        channels=("A", "B", "C"),
+        classes=CLASSES,
+        cases=(),
     )
-    label = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0))
-    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    changed, same = Augmentation(config, (1.0,) * len(shape))(image, label, seed=0)
-    assert torch.equal(same, label)
-    assert changed.shape == image.shape
-    assert not torch.equal(changed, image)
-    assert torch.isfinite(changed).all()
+    # 40 x 60 x 10 voxels of 3 channels of 2 bytes and a label; as many voxels as before: 4000
+    # positions of 3 x 4 bytes.
+    by_hand = 40 * 60 * 10 * 7 + 4_000 * 12
+    plan = make_plan((1.0, 1.0, 2.0))
+    listed = Case(case_id="a", images=(Path("a.nii"),), patient_id="a")
+    assert predict_bytes(dataset, listed, plan, case) == pytest.approx(by_hand, abs=600)
+    finer = make_plan((0.5, 1.0, 1.0))
+    # Four times as many voxels, and so positions: 4000, and 12 000, of which 10 000 are kept.
+    by_hand = 80 * 60 * 20 * 7 + (4 * 1_000 + 10_000) * 12
+    assert predict_bytes(dataset, listed, finer, case) == pytest.approx(by_hand, abs=600)
 
 
-def test_global_metadata_tracking_is_left_as_it_was() -> None:
-    from monai.data.meta_obj import get_track_meta
+def make_padded_dataset(folder: Path) -> Dataset:
+    """Oblique cases of two channels and different sizes, padded with zeros and partly labelled."""
+    rng = np.random.default_rng(0)
+    for number, shape in enumerate([(60, 50, 40), (80, 60, 30), (48, 72, 50)]):
+        image = np.zeros(shape, np.float32)
+        image[5:-4, 3:-2, 2:-2] = rng.normal(5, 1, image[5:-4, 3:-2, 2:-2].shape)
+        label = np.zeros(shape, np.uint8)
+        label[6:40, 4:40, 3:16], label[6:18, 4:18, 18:26], label[-14:-4, 10:-2, 2:-2] = 1, 2, 9
+        affine = make_affine((1.0, 0.9, 1.5 + number), oblique=True)
+        for channel in range(2):
+            file = folder / "images" / f"c{number}_{channel:04d}.nii.gz"
+            write_nifti(file, image * (channel + 1), affine)
+        write_nifti(folder / "labels" / f"c{number}.nii.gz", label, affine)
+    return find_dataset(folder).with_labels(DataConfig(ignore_label=9))
 
-    before = get_track_meta()
-    augmentation = Augmentation(AugmentationConfig(), (1, 1, 1))
-    augmentation(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 8, dtype=torch.int64), seed=0)
-    assert get_track_meta() is before
+
+def test_predicted_size_is_that_of_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_padded_dataset(tmp_path / "d")
+    plan = make_plan((1.1, 1.0, 2.0)).model_copy(
+        update={
+            "normalisation": tuple(
+                Normalisation(channel=name, scheme="zscore") for name in dataset.channels
+            )
+        }
+    )
+    measured = {row.case_id: row for row in compute_fingerprint(dataset).cases}
+    build_cache(dataset, dataset.cases, plan, tmp_path / "c")
+    for case in dataset.cases:
+        (entry,) = (tmp_path / "c").glob(f"{case.case_id}-*")
+        predicted = predict_bytes(dataset, case, plan, measured[case.case_id])
+        assert predicted == pytest.approx(size_of(entry), rel=0.02)
+        # Of a header alone: not less, since padding and classes are taken as large.
+        assert predict_bytes(dataset, case, plan) > size_of(entry)
+    with caplog.at_level(logging.INFO):
+        cases = tuple(measured.values())
+        build_cache(dataset, dataset.cases, plan, tmp_path / "e", measured=cases)
+        (said,) = re.findall(r"cache: about ([\d.]+) MB for 3 cases -> (?:.*)/e", caplog.text)
+        assert float(said) == pytest.approx(size_of(tmp_path / "e") / 1e6, abs=0.06)
+        caplog.clear()
+        build_cache(dataset, dataset.cases, plan, tmp_path / "e", measured=cases)
+    assert "cache: about" not in caplog.text
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = make_plan(), tmp_path / "run" / "cache"
+    measured = compute_fingerprint(dataset).cases
+    needed = sum(
+        predict_bytes(dataset, case, plan, row)
+        for case, row in zip(dataset.cases, measured, strict=True)
+    )
+    asked: list[Path] = []
+
+    def limit(free: int) -> None:
+        def disk_usage(path: Path) -> object:
+            asked.append(Path(path))
+            return shutil._ntuple_diskusage(10**12, 10**12 - free, free)  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+
+    limit(needed - 1)
+    with pytest.raises(MachineError, match=r"0.0 MB free; expected 0.0 MB for the cache of 3") as e:
+        build_cache(dataset, dataset.cases, plan, folder, measured=measured)
+    assert "another disk (-o)" in str(e.value)
+    assert e.value.exit_code == 4
+    assert not folder.parent.exists()
+    assert asked == [tmp_path]
+    limit(needed)
+    build_cache(dataset, dataset.cases[:2], plan, folder, measured=measured)
+    # What is there already needs no room: a third of it is enough for the third case.
+    limit(needed // 2)
+    assert len(build_cache(dataset, dataset.cases, plan, folder, measured=measured)) == 3
+    limit(0)
+    assert len(build_cache(dataset, dataset.cases, plan, folder, measured=measured)) == 3

@@ -46,6 +46,34 @@ def test_edition_follows_from_the_folder_name(tmp_path, case_id, suffixes, layou
     ]
 
 
+@pytest.mark.parametrize(
+    ("case_id", "values", "regions"),
+    [
+        ("BraTS2021_00000", (1, 4), {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}),
+        ("BraTS-GLI-00005-001", (1, 2), {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}),
+        (
+            "BraTS-GLI-00005-100",
+            (1, 4),
+            {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,), "RC": (4,)},
+        ),
+        (
+            "BraTS-PED-00001-000",
+            (1, 4),
+            {"WT": (1, 2, 3, 4), "TC": (1, 2, 3), "ET": (1,), "CC": (3,)},
+        ),
+    ],
+)
+def test_regions_are_those_of_the_edition(tmp_path, case_id, values, regions):
+    is_old = case_id.startswith("BraTS2021")
+    label = "_seg" if is_old else "-seg"
+    write_case(tmp_path / case_id, OLD if is_old else NEW, label, values=values)
+    classes = find_dataset(tmp_path).classes
+    short = {"whole tumour": "WT", "tumour core": "TC"}
+    found = {short.get(region.name, region.name): region.values for region in classes.regions}
+    assert found == regions
+    assert classes.find_merged() == []
+
+
 def test_value_4_is_the_resection_cavity_in_treated_gliomas(tmp_path):
     write_case(tmp_path / "BraTS-GLI-00005-100", NEW, "-seg")
     dataset = find_dataset(tmp_path)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 from makers import make_case, make_dataset
@@ -67,22 +66,29 @@ def test_images_ts_are_unlabelled_cases(tmp_path):
     assert [case.case_id for case in dataset.unlabelled] == ["new"]
 
 
-def test_regions_become_the_values_they_are_made_of(tmp_path, caplog):
+def test_regions_are_made_of_the_values_that_they_list(tmp_path):
     folder = make_dataset(tmp_path, "nnunet")
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
     edit(folder, labels=labels, regions_class_order=[1, 2, 3])
-    with caplog.at_level(logging.INFO):
-        classes = find_dataset(folder).classes
+    classes = find_dataset(folder).classes
     assert classes.values == (0, 1, 2, 3)
     assert classes.names == ("background", "label_1", "label_2", "enhancing")
-    assert "declares regions" in caplog.text
+    regions = {region.name: region.values for region in classes.regions}
+    assert regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
 
 
-def test_ignore_label_is_refused(tmp_path):
+def test_labels_of_single_values_are_no_regions(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet")
+    edit(folder, labels={"background": 0, "liver": [1], "tumour": 2})
+    assert find_dataset(folder).classes.regions == ()
+
+
+def test_ignore_label_is_no_class(tmp_path):
     folder = make_dataset(tmp_path, "nnunet")
     edit(folder, labels={"background": 0, "liver": 1, "ignore": 2})
-    with pytest.raises(DataError, match=r"label 'ignore' \(2\) is not supported yet"):
-        find_dataset(folder)
+    classes = find_dataset(folder).classes
+    assert (classes.values, classes.ignore) == ((0, 1), 2)
+    assert classes.candidates == ((0, 1),)
 
 
 def test_missing_channel_names_case_channel_and_file(tmp_path):

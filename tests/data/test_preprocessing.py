@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from volseg.config import ConfigError
+from volseg.data.cases import Classes
 from volseg.data.content import find_content
 from volseg.data.preprocessing import normalise, prepare
 from volseg.data.resampling import (
@@ -159,8 +160,17 @@ def test_content_outside_the_box_is_background() -> None:
     scores = torch.stack([torch.zeros(6, 8, 4), torch.ones(6, 8, 4)])
     restored = restore_classes(scores, prepared.placement)
     assert np.array_equal(restored == 1, array[0] != 0)
-    probabilities = restore_probabilities(scores, prepared.placement)
-    assert np.array_equal(probabilities[0], array[0] == 0)
+    classes = Classes(names=("background", "organ"), values=(0, 1))
+    background, organ = restore_probabilities(scores, prepared.placement, classes)
+    assert np.array_equal(background == 1, array[0] == 0)
+    inside = array[0] != 0
+    assert organ[inside] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+    regions = Classes(
+        **classes.model_dump(exclude={"regions"}), regions=({"name": "organ", "values": (1,)},)
+    )
+    (whole,) = restore_probabilities(scores[1:], prepared.placement, regions)
+    assert np.array_equal(whole == 0, ~inside)
+    assert whole[inside] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
 
 
 def test_pictures_keep_their_axes() -> None:

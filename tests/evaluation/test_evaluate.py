@@ -169,3 +169,17 @@ def test_real_labels_agree_with_themselves(shared_data):
     summary = evaluate(labels, files).summary
     assert [item.class_name for item in summary.classes] == ["1", "2"]
     assert summary.mean_dice == 1.0
+
+
+def test_regions_are_scored_as_unions_of_their_classes(tmp_path):
+    write_case(tmp_path / "p" / "a.nii.gz", {1: 3, 2: 5})
+    write_case(tmp_path / "r" / "a.nii.gz", {1: 5, 2: 1})
+    organ = {"name": "organ", "values": (1, 2)}
+    classes = Classes(**TWO_CLASSES.model_dump(exclude={"regions"}), regions=(organ,))
+    evaluation = evaluate(tmp_path / "p", tmp_path / "r", tmp_path / "s", classes=classes)
+    (row,) = evaluation.rows
+    assert (row.class_name, row.value) == ("organ", None)
+    assert (row.prediction_voxels, row.reference_voxels) == (8, 6)
+    assert row.dice == pytest.approx(2 * 6 / (8 + 6))
+    assert evaluation.summary.mean_dice == row.dice
+    assert "organ,," in (tmp_path / "s" / "metrics.csv").read_text()

@@ -12,6 +12,7 @@ from makers import make_dataset
 from volseg.data.layouts import find_dataset
 from volseg.errors import DataError
 from volseg.planning import Fingerprint, compute_fingerprint
+from volseg.planning.fingerprint import CaseFingerprint, measure_radii
 
 
 def test_fingerprint_of_generated_cases(tmp_path: Path) -> None:
@@ -62,3 +63,41 @@ def test_hippocampus_fingerprint(shared_data: Path, tmp_path: Path) -> None:
     )
     fingerprint.write_json(tmp_path / "f.json")
     assert Fingerprint.read_json(tmp_path / "f.json") == fingerprint
+
+
+def test_radius_of_a_box_by_hand() -> None:
+    label = np.zeros((10, 12, 9), np.uint8)
+    label[2:6, 3:8, 1:4] = 2  # 4 x 5 x 3 voxels of 1 x 2 x 3 mm: 4 x 10 x 9 mm
+    surface = 2 * (4 * 10 + 4 * 9 + 10 * 9)
+    expected = 3 * 1.5 * (4 * 10 * 9) / surface
+    assert measure_radii(label, (1, 2, 3), 3) == (0, 0, pytest.approx(expected, abs=1e-3))
+
+
+def test_radius_of_a_disc_and_of_a_ball() -> None:
+    x, y, z = np.meshgrid(*(np.arange(-n, n + 1) for n in (20, 15, 12)), indexing="ij")
+    ball = (x**2 + (1.5 * y) ** 2 + (2 * z) ** 2 < 15**2).astype(np.uint8)
+    assert measure_radii(ball, (1, 1.5, 2), 2)[1] == pytest.approx(15, rel=0.03)
+    assert measure_radii(ball[:, :, 12], (1, 1.5), 2)[1] == pytest.approx(15, rel=0.03)
+
+
+def test_voxels_of_unknown_class_have_no_radius() -> None:
+    label = np.array([[0, 1, 3], [0, 1, 3], [0, 0, 3]], np.uint8)
+    # Two voxels with 5 inner faces; dims * 4 / pi * volume / surface.
+    assert measure_radii(label, (1, 1), 2)[1] == pytest.approx(2 * 4 / np.pi * 2 / 5, abs=1e-3)
+
+
+def test_radius_of_the_thinnest_class_counts() -> None:
+    rows = [(0, 9.0, 4.0), (0, 9.0, 0.0), (0, 9.0, 6.0)]
+    cases = [
+        CaseFingerprint(
+            case_id=str(i),
+            full_shape=(9, 9),
+            shape=(9, 9),
+            spacing_mm=(1, 1),
+            class_voxels=(1, 1, 1),
+            class_radius_mm=row,
+        )
+        for i, row in enumerate(rows)
+    ]
+    fingerprint = Fingerprint(dataset="d", spatial_dims=2, cases=cases, channels=())
+    assert fingerprint.radius_mm == 5

@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from volseg.config import Config, load_config, with_length
+from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.networks import list_networks
-from volseg.planning import Fingerprint, Machine, NetworkPlan, Plan, make_plan
+from volseg.planning import (
+    Fingerprint,
+    Machine,
+    NetworkPlan,
+    Plan,
+    find_contradiction,
+    make_plan,
+)
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
-from volseg.planning.planner import choose_spacing, is_ct, plan_levels
-from volseg.training.train import check_training
+from volseg.planning.planner import COARSER, choose_spacing, is_ct, plan_levels
+from volseg.training.checks import check_training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -46,6 +54,7 @@ def make_fingerprint(
     spacings: tuple[tuple[float, ...], ...] = ((1.0, 1.0, 1.0),),
     channel: ChannelFingerprint | None = None,
     full_shape: tuple[int, ...] | None = None,
+    radius_mm: float = 5.0,
 ) -> Fingerprint:
     cases = tuple(
         CaseFingerprint(
@@ -54,6 +63,7 @@ def make_fingerprint(
             shape=shape,
             spacing_mm=spacing,
             class_voxels=(100, 10),
+            class_radius_mm=(0, radius_mm),
         )
         for i, spacing in enumerate(spacings * 4)
     )
@@ -247,4 +257,123 @@ def test_shipped_configs_fit_every_network(path: Path, name: str) -> None:
     config = load_config(path, [f"network.name={name}"])
     plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
     assert plan.network.name == name
-    check_training(plan, config, num_classes=3)
+    check_training(plan, config, Classes(names=("background", "a", "b"), values=(0, 1, 2)))
+
+
+def test_pocket_network_has_one_width() -> None:
+    config = load_config(None, ["plan.pocket=true", "plan.width=24"])
+    plan = make_plan(make_fingerprint(), LAPTOP, config, num_classes=3).plan
+    assert set(plan.network.channels) == {24}
+    assert len(plan.network.channels) > 2
+    assert find_contradiction(plan, config) is None
+    assert find_contradiction(plan, load_config(None, ["plan.pocket=false"])) == "pocket"
+
+
+def test_large_structures_are_seen_at_a_coarser_spacing_where_time_is_short() -> None:
+    fingerprint = make_fingerprint((300, 300, 100), ((0.8, 0.8, 2.0),), radius_mm=20)
+    plan = plan_for(fingerprint, 10)
+    # The finest axes alone, by whole steps, and never beyond 0.08 x 20 mm.
+    steps = math.log(plan.spacing_mm[0] / 0.8) / math.log(COARSER)
+    assert steps == pytest.approx(round(steps), abs=1e-3)
+    assert plan.spacing_mm == pytest.approx((plan.spacing_mm[0], plan.spacing_mm[0], 2.0))
+    assert 0.8 < plan.spacing_mm[0] <= 1.6
+    small = make_fingerprint((300, 300, 100), ((0.8, 0.8, 2.0),), radius_mm=9)
+    assert plan_for(small, 10).spacing_mm == (0.8, 0.8, 2.0)
+    fixed = plan_for(fingerprint, 10, "plan.spacing_mm=[0.8,0.8,2.0]")
+    assert fixed.spacing_mm == (0.8, 0.8, 2.0)
+
+
+def test_volume_that_a_patch_covers_keeps_its_spacing() -> None:
+    plan = plan_for(make_fingerprint(radius_mm=100), 15)
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
+
+
+FAST = LAPTOP.model_copy(update={"seconds_per_gflop": 1e-6, "seconds_per_mvoxel": 1e-6})
+HEART = make_fingerprint((192, 150, 10), ((1.4, 1.4, 8.0),))
+
+
+def plan_slices(fingerprint: Fingerprint, *overrides: str) -> Plan:
+    config = with_length(load_config(None, ["plan.slices=true", *overrides]), None, 10)
+    return make_plan(fingerprint, FAST, config, num_classes=3).plan
+
+
+def test_slices_are_planned_as_pictures() -> None:
+    plan = plan_slices(HEART)
+    # 192 and 150 pixels are halved while both have 8 or more: to 6 and 5, five times.
+    assert plan.network.slice_axis == 2
+    assert plan.network.strides == ((1, 1, 1), *((2, 2, 1),) * 5)
+    assert plan.network.kernel_sizes == ((3, 3, 1),) * 6
+    assert plan.network.channels == (32, 64, 128, 256, 512, 512)
+    assert plan.patch == (192, 160, 1)
+    assert plan.batch_size == 12
+    assert plan.spacing_mm == (1.4, 1.4, 8.0)
+    assert plan.network_dims == 2
+    assert (
+        "axis 2"
+        in make_plan(
+            HEART, FAST, with_length(load_config(None, ["plan.slices=true"]), None, 10), 3
+        ).reasons[-1]
+    )
+
+
+def test_slices_change_nothing_unless_asked_for() -> None:
+    config = with_length(Config(), None, 10)
+    plan = make_plan(HEART, FAST, config, num_classes=3).plan
+    assert plan.network.slice_axis is None
+    assert plan.network_dims == 3
+    assert plan.patch[2] > 1
+    assert "slice_axis" not in plan.preparation
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [
+        ((8.0, 1.4, 1.4), 0),
+        ((1.4, 8.0, 1.4), 1),
+        ((1.0, 1.0, 1.0), 2),
+        ((3.0, 3.0, 1.0), 1),
+        ((1.00001, 1.0, 1.0), 2),
+    ],
+)
+def test_slices_lie_along_the_coarsest_axis(spacing: tuple[float, ...], axis: int) -> None:
+    plan = plan_slices(make_fingerprint((40, 40, 40), (spacing,)))
+    assert plan.network.slice_axis == axis
+    assert [n == 1 for n in plan.patch] == [index == axis for index in range(3)]
+
+
+def test_slices_of_mixed_thickness_keep_it() -> None:
+    plan = plan_slices(make_fingerprint((64, 64, 10), ((2.0, 1.0, 8.0), (1.0, 1.0, 10.0))))
+    assert plan.spacing_mm == (1.5, 1.0, 9.0)
+    assert plan.target_spacing((2.0, 2.0, 8.0)) == (1.5, 1.0, 8.0)
+    assert plan.preparation["slice_axis"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "override", "problem"),
+    [
+        (make_fingerprint((64, 64), ((1.0, 1.0),)), "plan.width=8", "plan.slices with 2D images"),
+        (HEART, "plan.patch=[64, 64, 4]", "expected a single slice. Set axis 2 to 1"),
+        (HEART, "plan.patch=[64, 64]", "expected 3 values"),
+        (HEART, "plan.spacing_mm=[1, 1, 5]", "Set axis 2 to 8"),
+    ],
+)
+def test_what_contradicts_slices_is_refused(
+    fingerprint: Fingerprint, override: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        plan_slices(fingerprint, override)
+
+
+def test_a_plan_on_slices_is_read_back_and_compared(tmp_path: Path) -> None:
+    plan = plan_slices(HEART, "plan.patch=[64, 32, 1]", "plan.spacing_mm=[1, 1, 8]")
+    plan.write_yaml(tmp_path / "plan.yaml")
+    assert Plan.read_yaml(tmp_path / "plan.yaml") == plan
+    assert find_contradiction(plan, load_config(None, ["plan.slices=true"])) is None
+    assert find_contradiction(plan, load_config(None, ["plan.slices=false"])) == "slices"
+    data = plan.model_dump(mode="json")
+    for changed in ({**data, "patch": [64, 32, 2]}, {**data, "patch": [64, 32]}):
+        with pytest.raises(ConfigError):
+            Plan.parse(changed, "plan.yaml")
+    data["network"]["strides"][1] = [2, 2, 2]
+    with pytest.raises(ConfigError, match="a 1 on the slice axis 2"):
+        Plan.parse(data, "plan.yaml")

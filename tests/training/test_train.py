@@ -31,6 +31,7 @@ from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, list_networks
 from volseg.networks.weights import load_weights
 from volseg.planning import Plan
+from volseg.run_folder import open_run
 from volseg.training.budget import Budget
 from volseg.training.engine import attach_counting, create_trainer, make_learner
 from volseg.training.validation import validate
@@ -104,7 +105,15 @@ def test_resumed_training_equals_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         volseg.train(balls, tmp_path / "parts", config=config, epochs=3)
     monkeypatch.undo()
+
+    def measure(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the history knows the speed")
+
+    monkeypatch.setattr(sys.modules["volseg.training.train"], "measure_machine", measure)
+    left = tmp_path / "parts" / "fold_0" / ".checkpoint_last-0a1b2c3d.pt"
+    left.touch()
     parts = volseg.train(balls, tmp_path / "parts", resume=True)
+    assert not left.exists()
     first, second = weights(whole), weights(parts)
     first["counters"].pop("elapsed_s"), second["counters"].pop("elapsed_s")
     assert is_equal(first, second)
@@ -145,6 +154,11 @@ def test_folder_with_other_files_is_refused(balls: Path, tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         volseg.train(balls, tmp_path, epochs=1)
+
+
+def test_what_a_killed_planning_left_is_no_obstacle(balls: Path, tmp_path: Path) -> None:
+    (tmp_path / ".fingerprint-0a1b2c3d.json").touch()
+    assert open_run(tmp_path, find_dataset(balls)).path == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -473,7 +487,33 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=0.5, augment=keep, seed=0)
     trainer = create_trainer(learner)
     attach_counting(trainer, learner, num_rounds=1)
-    trainer.run(make_loader(patches, 0, 0, pin_memory=False), max_epochs=1, epoch_length=1000)
+    trainer.run(make_loader(patches, 0, 0, torch.device("cpu")), max_epochs=1, epoch_length=1000)
     assert learner.counters.step == 400
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.network.parameters())
-    assert min(validate(learner.network, cases, plan, torch.device("cpu"))) > 0.95
+    dice = validate(learner.network, cases, plan, dataset.classes, torch.device("cpu"))
+    assert min(dice) > 0.95
+
+
+def test_training_ends_when_no_validation_gets_better(balls: Path, tmp_path: Path) -> None:
+    config = tiny("training.patience=2", "optimizer.learning_rate=1e-12")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=30)
+    rows = [json.loads(row) for row in (run / "fold_0" / "history.jsonl").read_text().splitlines()]
+    validated = [row["val_dice"] for row in rows if "val_dice" in row]
+    assert len(validated) < 8
+    assert max(validated[-2:]) <= max(validated[:-2])
+    last = weights(run)["counters"]["step"]
+    assert last < 30 * 6
+    volseg.train(balls, run, resume=True)
+    assert weights(run)["counters"]["step"] == last
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_case_that_cannot_be_cut_is_named(balls: Path, tmp_path: Path, workers: int) -> None:
+    config = tiny("training.steps_per_epoch=1")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    dataset, plan = find_dataset(balls), Plan.read_yaml(run / "plan.yaml")
+    cases = build_cache(dataset, dataset.cases[:1], plan, run / "cache")
+    (cases[0].folder / "image.npy").write_bytes(b"no array")
+    patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=1, augment=keep, seed=0)
+    with pytest.raises(DataError, match=r"^case case_00: no patch could be cut from [^\n]*$"):
+        next(iter(make_loader(patches, 0, workers, torch.device("cpu"))))

@@ -109,12 +109,12 @@ def _metadata(facts: ModelFacts, name: str) -> dict[str, Any]:
                 "pred": {
                     "type": "image",
                     "format": "segmentation",
-                    "num_channels": classes.num_classes,
+                    "num_channels": classes.num_outputs,
                     "spatial_shape": spatial_shape,
                     "dtype": "float32",
                     "value_range": [],
                     "is_patch_data": True,
-                    "channel_def": dict(enumerate(classes.names)),
+                    "channel_def": dict(enumerate(classes.output_names)),
                 }
             },
         },

@@ -19,8 +19,8 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
     instead, and its ``scale_extent`` shifts oblique volumes (MONAI 1.6.1).
     """
 
-    def __init__(self, keys: str | Sequence[str], spacing_mm: Sequence[float]) -> None:
-        """Resample `keys` to `spacing_mm`, in array axis order."""
+    def __init__(self, keys: str | Sequence[str], spacing_mm: Sequence[float | None]) -> None:
+        """Resample `keys` to `spacing_mm`, in array axis order; along None they stay."""
         super().__init__(keys)
         self.spacing_mm = tuple(spacing_mm)
         # MONAI's trace of what was applied names this one object, so it is kept for the way back.
@@ -32,7 +32,8 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):  # type: ignore[mis
         for key in self.key_iterator(result):
             image = result[key]
             spacing = [float(value) for value in image.pixdim]
-            self.resize.spatial_size = resampled_shape(image.shape[1:], spacing, self.spacing_mm)
+            target = [s if t is None else t for s, t in zip(spacing, self.spacing_mm, strict=True)]
+            self.resize.spatial_size = resampled_shape(image.shape[1:], spacing, target)
             result[key] = self.resize(image)
         return result
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from volseg.data.cases import Classes
 from volseg.errors import ConfigError
+from volseg.extensions import check_name, is_registered
 from volseg.inference.model import BUNDLE_WEIGHTS, ModelFacts
-from volseg.inference.windows import OVERLAP, SIGMA_SCALE
+from volseg.inference.windows import OVERLAP, SIGMA_SCALE, count_at_once, region_decoding
+from volseg.networks import list_networks
 from volseg.planning.plan import Plan
 
 
@@ -14,11 +17,13 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
     """A MONAI inference workflow: image file in, label file on its grid out.
 
     Raises:
-        ConfigError: the plan mixes CT with other channels, or is for pictures (2D).
+        ConfigError: the plan mixes CT with other channels, or is for pictures (2D), or its network
+            is the user's own and cannot be named in a bundle.
     """
     plan, classes = facts.plan, facts.classes
+    modules = ["glob", "os", "numpy", "torch", *_own_module(plan.network.name)]
     return {
-        "imports": ["$import glob", "$import os", "$import numpy", "$import torch"],
+        "imports": [f"$import {module}" for module in modules],
         **_INPUTS,
         "network_def": _network(facts),
         "network": "$@network_def.to(@device)",
@@ -27,7 +32,7 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
         "inferer": _inferer(plan),
         "postprocessing": {
             "_target_": "Compose",
-            "transforms": _postprocessing(classes.values, str(classes.dtype)),
+            "transforms": _postprocessing(classes),
         },
         **_EVALUATION,
     }
@@ -81,7 +86,7 @@ def _inferer(plan: Plan) -> dict[str, Any]:
     return {
         "_target_": "SlidingWindowInferer",
         "roi_size": list(plan.patch),
-        "sw_batch_size": 1,
+        "sw_batch_size": count_at_once(plan.patch, 1),
         "overlap": OVERLAP,
         "mode": "gaussian",
         "sigma_scale": SIGMA_SCALE,
@@ -91,14 +96,38 @@ def _inferer(plan: Plan) -> dict[str, Any]:
 
 def _network(facts: ModelFacts) -> dict[str, Any]:
     plan = facts.plan
+    name = plan.network.name
+    if _own_module(name):
+        builder = {
+            "_target_": "volseg.networks.build_own_network",
+            "make": f"${name.replace(':', '.')}",
+        }
+    else:
+        builder = {"_target_": "volseg.networks.build_network", "name": name}
     return {
-        "_target_": "volseg.networks.build_network",
-        "name": plan.network.name,
+        **builder,
         "spatial_dims": plan.spatial_dims,
         "in_channels": len(plan.normalisation),
-        "out_channels": facts.classes.num_classes,
+        "out_channels": facts.classes.num_outputs,
         **plan.network.keywords(),
     }
+
+
+def _own_module(name: str) -> list[str]:
+    """The module of ``module:function`` that the user has spoken for; none for an installed name.
+
+    A name that was never imported must not become code in a bundle.
+    """
+    check_name("networks", "network", name, list_networks())
+    if name in list_networks() or not is_registered("networks", name):
+        return []
+    module, colon, _ = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"network '{name}' is known to this process alone, which a bundle cannot say; expected "
+            "module:function, or an entry point of an installed package."
+        )
+    return [module]
 
 
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
@@ -119,7 +148,10 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
         {
             "_target_": "volseg.bundle.ResampleToSpacingd",
             "keys": "image",
-            "spacing_mm": list(plan.spacing_mm),
+            "spacing_mm": [
+                None if axis == plan.network.slice_axis else value
+                for axis, value in enumerate(plan.spacing_mm)
+            ],
         },
         *_normalisation(plan),
     ]
@@ -162,7 +194,8 @@ def _normalisation(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]:
+def _postprocessing(classes: Classes) -> list[dict[str, Any]]:
+    values, dtype = classes.values, str(classes.dtype)
     decode = {
         "_target_": "MapLabelValued",
         "keys": "pred",
@@ -179,6 +212,7 @@ def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]
             "nearest_interp": False,
             "to_tensor": True,
         },
+        *_region_decoding(classes),
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
         *([decode] if list(values) != list(range(len(values))) else []),
         {
@@ -191,3 +225,15 @@ def _postprocessing(values: tuple[int, ...], dtype: str) -> list[dict[str, Any]]
             "resample": False,
         },
     ]
+
+
+def _region_decoding(classes: Classes) -> list[dict[str, Any]]:
+    """From logits of regions to scores of classes, as `volseg.inference` does."""
+    if not classes.regions:
+        return []
+    weights, offsets = region_decoding(classes)
+    func = (
+        f"$lambda x: torch.tensordot(torch.tensor({weights}, dtype=x.dtype, device=x.device), x, 1)"
+        f" + torch.tensor({offsets}, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1)"
+    )
+    return [{"_target_": "Lambdad", "keys": "pred", "func": func, "track_meta": True}]

@@ -36,6 +36,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override, as in plan.width=16. Repeatable."),
 ]
 Minutes = Annotated[float | None, typer.Option(help="Training time, validations included.")]
+NetworkName = Annotated[
+    str | None,
+    typer.Option("--network", help="Name, or MODULE:FUNCTION of your own, which is imported."),
+]
 CheckpointName = Annotated[
     Literal["last", "best"], typer.Option("--checkpoint", help="Best by validation, or last.")
 ]
@@ -57,13 +61,20 @@ def volseg(
 
 
 @app.command()
-def check(dataset: DatasetPath, as_json: AsJson = False) -> None:
+def check(
+    dataset: DatasetPath,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """List what is wrong with a dataset, file by file, with the cure. Exit code 0 or 3."""
+    from volseg.config import load_config
     from volseg.data.check import check_dataset
     from volseg.data.layouts import find_dataset
     from volseg.progress import show_progress
 
-    found = find_dataset(dataset)
+    data = load_config(config, overrides or ()).data
+    found = find_dataset(dataset, data.optional_channels).with_labels(data)
     with show_progress("Reading cases") as update:
         findings = check_dataset(found, update)
     errors = sum(finding.severity == "error" for finding in findings)
@@ -76,6 +87,9 @@ def check(dataset: DatasetPath, as_json: AsJson = False) -> None:
             )
         classes = found.classes
         named = ", ".join(f"{n}={v}" for n, v in zip(classes.names, classes.values, strict=True))
+        if classes.regions:
+            regions = ", ".join(f"{r.name}={list(r.values)}" for r in classes.regions)
+            named = f"{named}; regions {regions}"
         typer.echo(
             f"{found.name}: {found.layout} layout, {len(found.cases)} labelled and "
             f"{len(found.unlabelled)} unlabelled cases; channels {', '.join(found.channels)}; "
@@ -91,13 +105,16 @@ def plan(
     config: ConfigFile = None,
     overrides: Overrides = None,
     minutes: Minutes = None,
+    network: NetworkName = None,
     as_json: AsJson = False,
 ) -> None:
     """Write fingerprint.json and plan.yaml for this CPU and this time; edit before training."""
+    from volseg.cli.own_code import take_code
     from volseg.config import load_config, with_length
     from volseg.planning import plan_run
 
-    settings = with_length(load_config(config, overrides or ()), minutes, None)
+    settings = load_config(config, [*(overrides or ()), *take_code(network)])
+    settings = with_length(settings, minutes, None)
     planned = plan_run(dataset, output, settings)
     if as_json:
         _print_json(planned.plan.model_dump(mode="json"))
@@ -116,14 +133,44 @@ def train(
     minutes: Minutes = None,
     epochs: Annotated[int | None, typer.Option(help="Length in epochs instead.")] = None,
     fold: Annotated[str, typer.Option(help="Validation fold, or all for each in turn.")] = "0",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one.")] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many validations without a better Dice.")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Begin with this model's plan and weights.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a stopped one; extend a finished one by a length."
+        ),
+    ] = False,
+    network: NetworkName = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Name, or MODULE:FUNCTION of your own, which is imported.")
+    ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or mlflow, besides history. Repeatable.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train on a dataset; the run folder can predict at any time, also after Ctrl-C."""
+    from volseg.cli.own_code import take_code, take_code_of
     from volseg.config import load_config
 
-    settings = load_config(config, overrides or ())
+    flags = []
+    if resume:
+        take_code_of(output, network, loss)
+    else:
+        flags = take_code(network, loss)
+    chosen = {
+        "training.patience": patience,
+        "training.start_from": start_from,
+        "training.log": list(log) if log else None,
+    }
+    flags += [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    settings = load_config(config, [*(overrides or ()), *flags])
     from volseg.training import train as train_run
 
     run = train_run(
@@ -158,12 +205,15 @@ def predict(
     suffix: Annotated[str, typer.Option(help=".nii.gz, .nii, .nrrd or .mha.")] = ".nii.gz",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them too.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results.")] = False,
+    network: NetworkName = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Segment files or folders; every label map lies on its source's grid. Exit code 0 or 3."""
+    from volseg.cli.own_code import take_code_of
     from volseg.cli.predicting import PredictOptions, predict_inputs, predict_validation
 
+    take_code_of(model, network)
     options = PredictOptions(
         output=output,
         folds=None if fold is None else (fold,),
@@ -214,11 +264,14 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="New folder.")],
     fold: Annotated[int | None, typer.Option(help="Fold to export.")] = None,
     checkpoint: CheckpointName = "last",
+    network: NetworkName = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a MONAI bundle that `python -m monai.bundle run` executes."""
     from volseg.bundle import export_bundle
+    from volseg.cli.own_code import take_code_of
 
+    take_code_of(run, network)
     bundle = export_bundle(run, output, fold=fold, checkpoint=checkpoint)
     if as_json:
         _print_json({"bundle": str(bundle)})

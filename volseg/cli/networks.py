@@ -11,12 +11,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 import yaml
 
 from volseg.cli.drawing import WIDTH, draw, wrap
 from volseg.errors import ConfigError, check_choice
-from volseg.networks import PRESETS, SegmentationNetwork, build_network, list_networks, list_options
+from volseg.extensions import describe as describe_package
+from volseg.extensions import find_installed
+from volseg.networks import (
+    PRESETS,
+    OwnNetwork,
+    SegmentationNetwork,
+    build_network,
+    choose_shape_device,
+    list_networks,
+    list_options,
+)
 from volseg.networks.cost import NetworkCost, count_cost
 from volseg.networks.structure import trace_structure
 
@@ -48,7 +57,7 @@ class Request:
         """
         _ = self.options
         found: dict[str, SegmentationNetwork | ConfigError] = {}
-        for name in list_networks():
+        for name in [*list_networks(), *list_installed()]:
             try:
                 found[name] = self.build(name)
             except ConfigError as error:
@@ -97,8 +106,8 @@ class Request:
         return options
 
     def build(self, name: str) -> SegmentationNetwork:
-        """A network whose weights have no values: only its shape is asked for."""
-        with torch.device("meta"):
+        """A network of which only the shape is asked; the weights of volseg's have no values."""
+        with choose_shape_device(name):
             return build_network(
                 name,
                 spatial_dims=self.spatial_dims,
@@ -118,7 +127,7 @@ def compare(request: Request) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, network in request.networks.items():
         cost, problem = _try_cost(network, size)
-        fields = {**_cost_fields(cost), "source": PRESETS[name].source, "problem": problem}
+        fields = {**_cost_fields(cost), "source": _find_source(name), "problem": problem}
         rows.append({"name": name, **fields})
     if all(row["problem"] for row in rows):
         raise ConfigError(rows[0]["problem"])
@@ -155,6 +164,11 @@ def describe(name: str, request: Request) -> dict[str, Any]:
     Raises:
         ConfigError: unknown name or option, or a patch that the network cannot take.
     """
+    if name in list_installed():
+        raise ConfigError(
+            f"network '{name}' of {_find_source(name)} cannot be drawn; expected one of volseg's: "
+            f"{', '.join(PRESETS)}. `volseg networks` lists its cost."
+        )
     check_choice("network", name, PRESETS)
     network = request.build(name)
     size = request.find_size([network])
@@ -205,6 +219,18 @@ def format_description(description: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def list_installed() -> list[str]:
+    """Networks of installed packages; a name that volseg has itself stands for volseg's."""
+    return [name for name in find_installed("networks") if name not in PRESETS]
+
+
+def _find_source(name: str) -> str:
+    """The paper of a network, or the package that it comes from."""
+    if name in PRESETS:
+        return PRESETS[name].source
+    return describe_package(find_installed("networks")[name])
+
+
 def _find_smallest(networks: Sequence[SegmentationNetwork], axis: int) -> int:
     """The least size from 64 on that leaves every network two voxels at its coarsest level."""
     needed = 64
@@ -224,6 +250,10 @@ def _try_cost(
         return count_cost(network, size), None
     except ConfigError as error:
         return None, str(error)
+    except Exception as error:  # Code of others fails in its own ways.
+        if not isinstance(network, OwnNetwork):
+            raise
+        return None, f"cannot be counted ({type(error).__name__}: {error})"
 
 
 def _cost_fields(cost: NetworkCost | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from volseg.data.cases import Case, Dataset
-from volseg.data.splits import read_splits
+from volseg.data.splits import Split, forget_folds, read_splits, remember_folds
 from volseg.errors import ConfigError
 from volseg.inference import Predictor
 from volseg.inference.batch import BatchResult, predict_cases
@@ -39,15 +39,21 @@ def predict_inputs(model: Path, images: Sequence[Path], options: PredictOptions)
     if not images:
         raise ConfigError("no images; expected -i FILE or -i FOLDER, or --validation for a run.")
     predictor = _load(model, options)
-    cases = find_inputs(images, len(predictor.model.facts.plan.channel_names))
-    return _predict(predictor, cases, options)
+    plan = predictor.model.facts.plan
+    cases = find_inputs(images, len(plan.channel_names), plan.optional_channels)
+    result = _predict(predictor, cases, options)
+    forget_folds(options.output, result.written)
+    return result
 
 
 def predict_validation(model: Path, images: Sequence[Path], options: PredictOptions) -> BatchResult:
     """Predict the validation cases of a run, each with the fold that did not train on it.
 
+    Which fold that was is written beside the predictions, for `volseg.evaluation`.
+
     Raises:
-        ConfigError: `model` is no run folder, or images were given too.
+        ConfigError: `model` is no run folder, images were given too, or a case validates several
+            folds.
     """
     if images:
         raise ConfigError("--validation predicts the run's own cases; leave the images out.")
@@ -63,13 +69,27 @@ def predict_validation(model: Path, images: Sequence[Path], options: PredictOpti
             f"{model} has trained folds {folds} and {len(splits)} splits; expected a trained fold "
             "and its split. Train first, or restore splits.json."
         )
+    _check_once(splits, folds)
     for fold in folds:
         fold_options = replace(options, folds=(fold,))
         cases = select_cases(dataset, splits[fold].validation)
         part = _predict(_load(model, fold_options), cases, fold_options)
+        remember_folds(options.output, part.written, fold)
         result.written.update(part.written)
         result.failed.update(part.failed)
     return result
+
+
+def _check_once(splits: Sequence[Split], folds: Sequence[int]) -> None:
+    """Refuse folds that would write the same file."""
+    fold_of: dict[str, int] = {}
+    for fold in folds:
+        for case_id in splits[fold].validation:
+            if (other := fold_of.setdefault(case_id, fold)) != fold:
+                raise ConfigError(
+                    f"case '{case_id}' validates folds {other} and {fold}; expected one of them. "
+                    "Predict each with --fold into a folder of its own."
+                )
 
 
 def _load(model: Path, options: PredictOptions) -> Predictor:

@@ -9,6 +9,7 @@ from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError, DataError
 from volseg.evaluation import Evaluation, evaluate
+from volseg.evaluation.folds import CrossValidation
 from volseg.evaluation.report import score_dataset
 from volseg.images import IMAGE_SUFFIXES
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
@@ -49,7 +50,28 @@ def _find_references(path: Path) -> Dataset | None:
         return None
     if not path.exists():
         raise DataError(f"{path} does not exist; expected a dataset or a folder of label maps.")
-    return find_dataset(path)
+    # Whatever images a case lacks, its label is what counts.
+    return find_dataset(path, None)
+
+
+def _format_folds(scores: CrossValidation) -> str:
+    """Dice by class and fold as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("class", "mean of folds", "std", *(f"fold {n}" for n in scores.folds))
+    for row in scores.classes:
+        table.add_row(row.class_name, *map(_number, (row.mean_dice, row.std_dice, *row.by_fold)))
+    table.add_section()
+    table.add_row("mean", *map(_number, (scores.mean_dice, scores.std_dice, *scores.by_fold)))
+    table.add_row("cases", "", "", *map(str, scores.num_cases))
+    text = io.StringIO()
+    Console(file=text, width=max(80, 50 + 10 * len(scores.folds))).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def format_summary(evaluation: Evaluation) -> str:
@@ -63,16 +85,17 @@ def format_summary(evaluation: Evaluation) -> str:
         values = (row.mean_dice, row.std_dice, row.median_dice)
         table.add_row(
             row.class_name,
-            *("-" if value is None else f"{value:.3f}" for value in values),
+            *map(_number, values),
             str(row.num_cases),
             str(row.num_empty),
         )
-    mean = "-" if summary.mean_dice is None else f"{summary.mean_dice:.3f}"
     table.add_section()
-    table.add_row("mean", mean, "", "", str(summary.num_cases), "")
+    table.add_row("mean", _number(summary.mean_dice), "", "", str(summary.num_cases), "")
     text = io.StringIO()
     Console(file=text, width=80).print(table)
     lines = [text.getvalue().rstrip()]
+    if summary.cross_validation is not None:
+        lines.append(_format_folds(summary.cross_validation))
     if summary.missing:
         lines.append(f"{len(summary.missing)} references have no prediction and are not scored.")
     if summary.unmatched:

@@ -1,100 +1,252 @@
-"""Random changes of a training patch, by MONAI's transforms on plain tensors.
+"""Random changes of training patches: nnU-Net's set, drawn from a seed, applied on any device.
 
-MONAI's metadata tensors cost several times the transforms themselves on small patches, so
-tracking is off while they run; the patch's place in the patient no longer matters here.
+What happens to a patch is drawn first. So the region that a turned patch shows can be cut from its
+volume, with what really lies beyond the patch's corners, and a patch that is not turned costs no
+more than itself. Applying the changes is another step: loader processes do it for a training on a
+CPU, and the GPU does it for a training there.
+
+References:
+    F. Isensee et al.: nnU-Net, 2021, doi 10.1038/s41592-020-01008-z (the changes, their order).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
-from monai.data.meta_obj import get_track_meta, set_track_meta
-from monai.transforms import (
-    Compose,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandScaleIntensityFixedMeand,
-    RandSimulateLowResolutiond,
-)
+import numpy as np
+import torch
 from torch import Tensor
 
 from volseg.config import AugmentationConfig
+from volseg.data import intensity
+from volseg.data.cases import Classes
+from volseg.data.dropping import choose_dropped
+from volseg.data.mirroring import plan_mirroring
+from volseg.data.spatial import Matrix, resample, rotation_matrix
 
 COARSE_AXIS = 2.0
 """An axis whose spacing is this many times the finest is not rotated into the others."""
 
+PerChannel = tuple[float | None, ...]
+"""One number per channel, None for a channel that is left alone; () if all are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What happens to one patch.
+
+    Attributes:
+        matrix: from voxels of the patch, counted from its middle, to voxels of the volume, counted
+            from there; None if the patch is neither turned nor scaled.
+        mirrored: spatial axes.
+        seed: of what is drawn later: the noise, and the channels that are dropped.
+        noise: standard deviation; 0 for none.
+        blur: standard deviations of the Gaussian in voxels.
+        brightness: factors.
+        contrast: factors.
+        low_resolution: shares of the voxels per axis that are kept.
+        gamma_inverted: exponents for the negative image.
+        gamma: exponents.
+    """
+
+    matrix: Matrix | None
+    mirrored: tuple[int, ...]
+    seed: int
+    noise: float
+    blur: PerChannel
+    brightness: PerChannel
+    contrast: PerChannel
+    low_resolution: PerChannel
+    gamma_inverted: PerChannel
+    gamma: PerChannel
+
+
+class Cut(NamedTuple):
+    """A region of a prepared case, and what becomes of it.
+
+    Attributes:
+        image: (C, *R).
+        label: (*R) label indices.
+        centre: place of the patch's middle, in voxels of the region.
+        patch: shape *P of the patch. R is P where the patch is not turned or scaled.
+        changes: from the region to the patch.
+    """
+
+    image: Tensor
+    label: Tensor
+    centre: Sequence[float]
+    patch: Sequence[int]
+    changes: Changes
+
 
 class Augmentation:
-    """Callable on a patch: image (C, *P) float32 and label (*P) in, the same shapes out."""
+    """Draws changes of patches, and makes batches of changed patches.
 
-    def __init__(self, config: AugmentationConfig, spacing_mm: Sequence[float]) -> None:
-        self.transforms = Compose(_make_transforms(config, spacing_mm))
+    Args:
+        config: how often and how strong.
+        spacing_mm: of the prepared cases.
+        classes: of the dataset; they say what mirroring means.
+        optional_channels: numbers of the channels that a case may lack, and that are dropped.
+    """
 
-    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Change the patch; the same `seed` makes the same change."""
-        self.transforms.set_random_state(seed=seed)
-        was_tracking = get_track_meta()
-        set_track_meta(False)
-        try:
-            patch = self.transforms({"image": image, "label": label[None].float()})
-        finally:
-            set_track_meta(was_tracking)
-        return patch["image"].float(), patch["label"][0].to(label.dtype)
+    def __init__(
+        self,
+        config: AugmentationConfig,
+        spacing_mm: Sequence[float],
+        classes: Classes,
+        optional_channels: Sequence[int] = (),
+    ) -> None:
+        self.config, self.spatial_dims = config, len(spacing_mm)
+        self.optional_channels = tuple(optional_channels)
+        self.angles = rotation_range(config.rotate_degrees, spacing_mm)
+        self.fine_axes = tuple(i for i, coarse in enumerate(find_coarse(spacing_mm)) if not coarse)
+        self.mirroring = plan_mirroring(classes, self.spatial_dims)
+
+    def draw(self, seed: int, num_channels: int) -> Changes:
+        """Changes for a patch; the same for the same seed."""
+        config, rng = self.config, np.random.default_rng(seed)
+        per_channel = partial(_draw_per_channel, rng, num_channels)
+        evenly, around_one = partial(_draw_evenly, rng), partial(_draw_around_one, rng)
+        return Changes(
+            matrix=self._draw_matrix(rng),
+            noise=evenly(config.noise_deviation) if rng.random() < config.noise else 0.0,
+            seed=seed,
+            blur=per_channel(config.blur, evenly, config.blur_sigma, config.blur_channels),
+            brightness=per_channel(config.brightness, around_one, config.brightness_range),
+            contrast=per_channel(config.contrast, around_one, config.contrast_range),
+            low_resolution=per_channel(
+                config.low_resolution,
+                evenly,
+                config.low_resolution_range,
+                config.low_resolution_channels,
+            ),
+            gamma_inverted=per_channel(config.gamma_inverted, around_one, config.gamma_range),
+            gamma=per_channel(config.gamma, around_one, config.gamma_range),
+            mirrored=self.mirroring.draw(config.flip, seed),
+        )
+
+    def _draw_matrix(self, rng: np.random.Generator) -> Matrix | None:
+        config, dims = self.config, self.spatial_dims
+        is_turned, is_scaled = rng.random() < config.rotate, rng.random() < config.scale
+        if not (is_turned or is_scaled):
+            return None
+        matrix = np.eye(dims)
+        if is_turned:
+            matrix = rotation_matrix([angle * rng.uniform(-1, 1) for angle in self.angles])
+        if is_scaled:
+            num_factors = dims if config.scale_per_axis else 1
+            matrix = matrix * [_draw_evenly(rng, config.scale_range) for _ in range(num_factors)]
+        return matrix
+
+    def __call__(
+        self, cuts: Sequence[Cut], device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Change patches one by one, and stack them.
+
+        Args:
+            cuts: of a batch; on the CPU.
+            device: where to change them; the CPU by default.
+
+        Returns:
+            Images (B, C, *P) float32 and labels (B, *P) int64. A patch is the same, bit for bit, in
+            whatever batch on the same device.
+        """
+        patch, num_channels = tuple(cuts[0].patch), len(cuts[0].image)
+        images = torch.empty((len(cuts), num_channels, *patch), device=device)
+        labels = torch.empty((len(cuts), *patch), dtype=torch.int64, device=device)
+        for cut, image, label in zip(cuts, images, labels, strict=True):
+            self._change(cut, image, label)
+        return images, labels
+
+    def _change(self, cut: Cut, image: Tensor, label: Tensor) -> None:
+        """Fill `image` (C, *P) and `label` (*P) with the changed patch."""
+        changes = cut.changes
+        source = cut.image.to(image.device, non_blocking=True)
+        indices = cut.label.to(image.device, non_blocking=True)
+        if changes.matrix is not None:
+            matrix, centre, patch = changes.matrix, cut.centre, cut.patch
+            source, indices = resample(source.float(), indices, matrix, centre, patch)
+        source, indices = self.mirroring.apply(source, indices, changes.mirrored)
+        image.copy_(source)
+        label.copy_(indices)
+        self._change_intensities(image, changes)
+        if self.optional_channels:
+            image[self._find_empty(cut)] = 0
+
+    def _find_empty(self, cut: Cut) -> list[int]:
+        """Channels that the case lacks, to which noise was added, and those to be dropped."""
+        absent = [channel for channel in self.optional_channels if not cut.image[channel].any()]
+        present = set(range(len(cut.image))) - set(absent)
+        probability, seed = self.config.drop_channel, cut.changes.seed
+        return absent + choose_dropped(present, self.optional_channels, probability, seed)
+
+    def _change_intensities(self, image: Tensor, changes: Changes) -> None:
+        """Of ``(C, *P)``, in place."""
+        if changes.noise:
+            intensity.add_noise_(image, changes.noise, changes.seed)
+        _apply(image, changes.blur, intensity.blur_)
+        _apply(image, changes.brightness, Tensor.mul_)
+        _apply(image, changes.contrast, intensity.change_contrast_)
+        _apply(
+            image,
+            changes.low_resolution,
+            partial(intensity.lower_resolution_, axes=self.fine_axes),
+        )
+        _apply(image, changes.gamma_inverted, partial(intensity.change_gamma_, inverted=True))
+        _apply(image, changes.gamma, partial(intensity.change_gamma_, inverted=False))
 
 
-def _make_transforms(config: AugmentationConfig, spacing_mm: Sequence[float]) -> list[object]:
-    """nnU-Net's set of changes in its order (Isensee 2021), each with its own probability."""
-    dims = len(spacing_mm)
-    return [
-        RandAffined(
-            keys=("image", "label"),
-            prob=config.rotate,
-            rotate_range=rotation_range(config.rotate_degrees, spacing_mm),
-            # MONAI adds 1 to the drawn value and samples the patch at that many times its grid.
-            scale_range=[(-config.scale, config.scale)] * dims,
-            mode=("bilinear", "nearest"),
-            # The same for both, or a structure that is continued outside would be background.
-            padding_mode="border",
-        ),
-        *[
-            RandFlipd(keys=("image", "label"), prob=config.flip, spatial_axis=axis)
-            for axis in range(dims)
-        ],
-        RandGaussianNoised(keys="image", prob=config.noise, std=0.15),
-        RandGaussianSmoothd(
-            keys="image",
-            prob=config.blur,
-            **{f"sigma_{axis}": (0.4, 1.0) for axis in "xyz"[:dims]},
-        ),
-        RandScaleIntensityd(keys="image", prob=config.brightness, factors=0.25),
-        RandScaleIntensityFixedMeand(
-            keys="image", prob=config.contrast, factors=0.25, preserve_range=True
-        ),
-        RandSimulateLowResolutiond(
-            keys="image",
-            prob=config.low_resolution,
-            upsample_mode="bilinear" if dims == 2 else "trilinear",
-            zoom_range=(0.5, 1.0),
-        ),
-        RandAdjustContrastd(keys="image", prob=config.gamma, gamma=(0.7, 1.5), retain_stats=True),
-    ]
+def _apply(image: Tensor, numbers: PerChannel, change: Callable[[Tensor, float], object]) -> None:
+    for channel, number in enumerate(numbers):
+        if number is not None:
+            change(image[channel], number)
 
 
-def rotation_range(degrees: float, spacing_mm: Sequence[float]) -> list[float] | float:
-    """Largest rotation in radians about each array axis (about the normal, in 2D).
+def _draw_per_channel(
+    rng: np.random.Generator,
+    num_channels: int,
+    probability: float,
+    draw: Callable[[tuple[float, float]], float],
+    limits: tuple[float, float],
+    channels: float = 1.0,
+) -> PerChannel:
+    """By `probability` a number for each channel, or for some where `channels` is below 1."""
+    if rng.random() >= probability:
+        return ()
+    return tuple(draw(limits) if rng.random() < channels else None for _ in range(num_channels))
+
+
+def _draw_evenly(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    return float(rng.uniform(*limits))
+
+
+def _draw_around_one(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    """As often below 1 as above, where the limits have both."""
+    low, high = limits
+    if low < 1 < high:
+        low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
+    return float(rng.uniform(low, high))
+
+
+def find_coarse(spacing_mm: Sequence[float]) -> list[bool]:
+    """Per axis whether its spacing is `COARSE_AXIS` times the finest one or more."""
+    return [value >= COARSE_AXIS * min(spacing_mm) for value in spacing_mm]
+
+
+def rotation_range(degrees: float, spacing_mm: Sequence[float]) -> list[float]:
+    """Largest rotation in radians about each array axis (about the normal alone, in 2D).
 
     Rotation happens on the voxel grid. Turning a coarse axis into a fine one would shear the
     anatomy, so on anisotropic grids only the rotation about the coarse axis is left.
     """
     radians = math.radians(degrees)
     if len(spacing_mm) == 2:
-        return radians
-    is_coarse = [value >= COARSE_AXIS * min(spacing_mm) for value in spacing_mm]
+        return [radians]
+    is_coarse = find_coarse(spacing_mm)
     if not any(is_coarse):
         return [radians] * 3
     return [radians if coarse and sum(is_coarse) == 1 else 0.0 for coarse in is_coarse]

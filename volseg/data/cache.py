@@ -1,8 +1,9 @@
 """Prepared cases on disk, read through memory maps by the loader.
 
-One folder per case: ``image.npy`` (C, *S) float16, ``label.npy`` (*S), ``foreground.npy`` and
-``case.json``. Its name carries a key over the content of the files and the preparing part of the
-plan, so an entry can be reused but never be stale; it appears whole or not at all.
+One folder per case: ``image.npy`` (C, *S) float16, ``label.npy`` (*S), ``foreground.npy``,
+``case.json``, and ``annotated.npy`` where voxels may be ignored. Its name carries a key over the
+content of the files and the preparing part of the plan, so an entry can be reused but never be
+stale; it appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +27,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from volseg.atomic import atomic_folder
+from volseg.atomic import atomic_folder, remove_temporary
 from volseg.data.cases import Case, Dataset
+from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
 from volseg.data.preprocessing import prepare
 from volseg.data.reading import read_case
-from volseg.errors import DataError
+from volseg.data.resampling import resampled_shape
+from volseg.errors import DataError, MachineError
+from volseg.images import read_header
+from volseg.planning.fingerprint import CaseFingerprint
 from volseg.planning.plan import Plan
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what an entry holds changes, so that older entries are made again."""
-FOREGROUND_VOXELS = 10_000
-"""Positions kept per class and case; patches are centred on them."""
+_ABANDONED_S = 24 * 3600
+"""No case takes so long; what is older was left by a process that was killed."""
+_HEADER_BYTES = 500
+"""Of an entry: what its files hold besides arrays."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,11 +56,13 @@ class CachedCase:
         folder: the entry.
         case_id: of the case.
         foreground_counts: stored positions of each foreground class.
+        is_partly_annotated: whether voxels of the case may be ignored.
     """
 
     folder: Path
     case_id: str
     foreground_counts: tuple[int, ...]
+    is_partly_annotated: bool = False
 
     @property
     def image(self) -> NDArray[np.float16]:
@@ -57,15 +71,21 @@ class CachedCase:
 
     @property
     def label(self) -> NDArray[np.uint8]:
-        """(*S) class indices."""
+        """(*S) label indices; see `volseg.data.cases.Classes`."""
         return self._map("label")
 
     @property
-    def foreground(self) -> tuple[NDArray[np.int32], ...]:
-        """One (n, spatial_dims) array of voxel positions per foreground class present."""
+    def foreground(self) -> dict[int, NDArray[np.int32]]:
+        """Positions (n, spatial_dims) to centre patches on, by index of each class present."""
         positions = self._map("foreground")
         split = itertools.accumulate(self.foreground_counts, initial=0)
-        return tuple(positions[a:b] for a, b in itertools.pairwise(split) if b > a)
+        spans = enumerate(itertools.pairwise(split), start=1)
+        return {index: positions[a:b] for index, (a, b) in spans if b > a}
+
+    @property
+    def annotated(self) -> NDArray[np.int32] | None:
+        """(n, spatial_dims) positions of voxels that are not ignored; None if none is ignored."""
+        return self._map("annotated") if self.is_partly_annotated else None
 
     def _map(self, name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -78,6 +98,7 @@ def build_cache(
     plan: Plan,
     folder: Path,
     on_case: Callable[[int, int], None] | None = None,
+    measured: Sequence[CaseFingerprint] = (),
 ) -> list[CachedCase]:
     """Prepare every case that the cache does not hold yet, then open all.
 
@@ -87,15 +108,25 @@ def build_cache(
         plan: spacing and normalisation.
         folder: of the cache.
         on_case: called with (cases done, cases in all).
+        measured: rows of the fingerprint, from which the size of the cache follows.
 
     Raises:
         DataError: a case cannot be read; those already prepared stay.
-        MachineError: the disk is full.
+        MachineError: the disk has no room for the cache, and nothing was written; or it became
+            full meanwhile.
     """
     workers = max(1, (os.cpu_count() or 2) // 2)
     cached = []
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_cache_case, dataset, case, plan, folder) for case in cases]
+        keys = pool.map(partial(_key, dataset, plan=plan), cases)
+        entries = [folder / f"{case.case_id}-{key}" for case, key in zip(cases, keys, strict=True)]
+        remove_temporary(folder, older_than_s=_ABANDONED_S)
+        new = [case for case, entry in zip(cases, entries, strict=True) if not entry.is_dir()]
+        _check_room(dataset, new, plan, folder, measured)
+        futures = [
+            pool.submit(_cache_case, dataset, case, plan, entry)
+            for case, entry in zip(cases, entries, strict=True)
+        ]
         try:
             for done, future in enumerate(futures, start=1):
                 cached.append(open_case(future.result()))
@@ -110,27 +141,98 @@ def build_cache(
 def open_case(folder: Path) -> CachedCase:
     """Take up one entry."""
     facts = json.loads((folder / "case.json").read_text())
-    return CachedCase(folder, facts["case_id"], tuple(facts["foreground_counts"]))
+    is_partly_annotated = (folder / "annotated.npy").exists()
+    counts = tuple(facts["foreground_counts"])
+    return CachedCase(folder, facts["case_id"], counts, is_partly_annotated)
 
 
-def _cache_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Path:
-    """Prepare one case unless an entry with its key is there; returns the entry's folder."""
-    entry = folder / f"{case.case_id}-{_key(dataset, case, plan)}"
+def predict_bytes(
+    dataset: Dataset, case: Case, plan: Plan, measured: CaseFingerprint | None = None
+) -> int:
+    """Size that the entry of a case will have, from its grid.
+
+    Args:
+        dataset: channels and classes.
+        case: of it.
+        plan: spacing.
+        measured: its row of the fingerprint. Without it the header of its first file says the
+            grid, which is taken whole though it may be cropped, and classes are taken as large.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    classes = dataset.classes
+    if measured is None:
+        geometry = read_header(case.files[0])[0]
+        # A view without voxels of its own, only to learn the canonical grid.
+        nothing = np.broadcast_to(np.uint8(0), geometry.shape)
+        grid = geometry.to_canonical(nothing)[1]
+        shape, spacing_mm = grid.shape, grid.spacing_mm
+        counts: Sequence[int] = (FOREGROUND_VOXELS,) * (classes.num_classes - 1)
+        ignored = 0
+    else:
+        shape, spacing_mm = measured.shape, measured.spacing_mm
+        counts = measured.class_voxels[1:]
+        ignored = math.prod(measured.full_shape) - sum(measured.class_voxels)
+    prepared = resampled_shape(shape, spacing_mm, plan.target_spacing(spacing_mm))
+    voxels = math.prod(prepared)
+    zoom = voxels / math.prod(shape)
+    positions = sum(min(FOREGROUND_VOXELS, count * zoom) for count in counts)
+    if classes.ignore is not None:
+        positions += min(FOREGROUND_VOXELS, max(0, voxels - ignored * zoom))
+    bytes_per_voxel = 2 * len(dataset.channels) + (1 if classes.num_indices <= 256 else 2)
+    return round(voxels * bytes_per_voxel + positions * 4 * len(shape)) + _HEADER_BYTES
+
+
+def _check_room(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    plan: Plan,
+    folder: Path,
+    measured: Sequence[CaseFingerprint],
+) -> None:
+    """Say how large the entries of `cases` will be together, and refuse a disk without room."""
+    if not cases:
+        return
+    rows = {row.case_id: row for row in measured}
+    needed = sum(predict_bytes(dataset, case, plan, rows.get(case.case_id)) for case in cases)
+    logger.info("cache: about %s for %d cases -> %s", _in_gb(needed), len(cases), folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise MachineError(
+            f"{folder}: {_in_gb(free)} free; expected {_in_gb(needed)} for the cache of "
+            f"{len(cases)} cases. Free some space, or choose a run folder on another disk (-o)."
+        )
+
+
+def _in_gb(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _cache_case(dataset: Dataset, case: Case, plan: Plan, entry: Path) -> Path:
+    """Prepare one case unless its entry is there; returns the entry."""
     if entry.is_dir():
         return entry
     image, label = read_case(case, dataset.channels, dataset.classes)
     if label is None:
         raise DataError(f"case {case.case_id} has no label; expected one for training.")
-    prepared = prepare(image, plan, label, dataset.classes.num_classes)
+    classes = dataset.classes
+    prepared = prepare(image, plan, label, classes.num_indices)
     indices = np.asarray(prepared.label)
-    positions = _foreground_positions(indices, dataset.classes.num_classes)
+    rng = np.random.default_rng(0)
+    positions = [draw_parts(rng, indices == i) for i in range(1, classes.num_classes)]
     with atomic_folder(entry) as temporary:
         np.save(temporary / "image.npy", prepared.image.to(torch.float16).numpy())
         np.save(temporary / "label.npy", indices)
         np.save(temporary / "foreground.npy", np.concatenate(positions))
+        if classes.ignore is not None:
+            # The first index behind the classes: nothing is known.
+            annotated = draw_voxels(rng, indices != classes.num_classes)
+            np.save(temporary / "annotated.npy", annotated)
         facts = {"case_id": case.case_id, "foreground_counts": [len(p) for p in positions]}
         (temporary / "case.json").write_text(json.dumps(facts))
-    for other in folder.glob(f"{glob.escape(case.case_id)}-*"):
+    for other in entry.parent.glob(f"{glob.escape(case.case_id)}-*"):
         if other != entry and len(other.name) == len(entry.name):
             shutil.rmtree(other, ignore_errors=True)
     return entry
@@ -140,11 +242,15 @@ def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
     recipe = {
         "format": FORMAT,
         "plan": plan.preparation,
-        "classes": dataset.classes.values,
+        "classes": dataset.classes.known_values,
+        "candidates": dataset.classes.candidates,
+        "annotated": case.annotated,
         "channels": dataset.channels,
     }
+    if len(case.files) < len(case.images):
+        recipe["absent"] = [number for number, path in enumerate(case.images) if path is None]
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)
-    for path in (*case.images, case.label):
+    for path in (*case.files, case.label):
         if path is not None:
             for file in _files_of(path):
                 digest.update(_hash_file(file))
@@ -163,15 +269,3 @@ def _hash_file(path: Path) -> bytes:
         return hashlib.blake2b(path.read_bytes()).digest()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist any more; the dataset changed.") from None
-
-
-def _foreground_positions(indices: NDArray[np.uint8], num_classes: int) -> list[NDArray[np.int32]]:
-    """Up to `FOREGROUND_VOXELS` positions for each foreground class, evenly drawn."""
-    rng = np.random.default_rng(0)
-    positions = []
-    for index in range(1, num_classes):
-        found = np.flatnonzero(indices == index)
-        if found.size > FOREGROUND_VOXELS:
-            found = rng.choice(found, FOREGROUND_VOXELS, replace=False)
-        positions.append(np.stack(np.unravel_index(found, indices.shape), 1).astype(np.int32))
-    return positions

@@ -96,12 +96,14 @@ def check_dataset(
 
 def _check_case(case: Case, dataset: Dataset) -> _Checked:
     checked = _Checked(case)
-    for path in case.images:
+    for path in case.files:
         _check_image(checked, path)
+    # Those that the case may lack.
+    checked.num_channels += len(case.images) - len(case.files)
     if not checked.findings and checked.num_channels != len(dataset.channels):
         checked.add(
             "error",
-            case.images[0],
+            case.files[0],
             f"{checked.num_channels} channels; expected {len(dataset.channels)} "
             f"({', '.join(dataset.channels)})",
             "Give every case the same channels.",
@@ -133,7 +135,7 @@ def _check_image(checked: _Checked, path: Path) -> None:
         checked.add(
             "error",
             path,
-            f"{mismatch} to {checked.case.images[0].name}; expected all channels on one grid",
+            f"{mismatch} to {checked.case.files[0].name}; expected all channels on one grid",
             "Resample it onto the grid of the first channel.",
         )
 
@@ -158,7 +160,7 @@ def _check_label(checked: _Checked, path: Path, dataset: Dataset) -> None:
 def _check_values(checked: _Checked, path: Path, array: NDArray[Any], dataset: Dataset) -> None:
     classes = dataset.classes
     values = set(np.unique(array).tolist())
-    if unknown := sorted(values - set(classes.values)):
+    if unknown := sorted(values - set(classes.known_values)):
         expected = ", ".join(
             f"{value} {name}" for value, name in zip(classes.values, classes.names, strict=True)
         )
@@ -168,11 +170,12 @@ def _check_values(checked: _Checked, path: Path, array: NDArray[Any], dataset: D
             f"label values {unknown[:5]}; expected only {expected}",
             "Correct the label or declare the class.",
         )
-    elif values == {classes.values[0]}:
+    elif not values & set(classes.values[1:]):
         checked.add(
             "warning",
             path,
-            f"the label is {classes.names[0]} everywhere",
+            f"the label is {classes.names[0]} everywhere"
+            + (" that was annotated" if classes.ignore in values else ""),
             "Look at the file; keep it only if nothing is to be found in this case.",
         )
 
@@ -203,14 +206,14 @@ def _compare_cases(checked: Sequence[_Checked]) -> None:
         if spacing and len(spacing) != usual_dims:
             case.add(
                 "error",
-                case.case.images[0],
+                case.case.files[0],
                 f"{len(spacing)} axes; expected {usual_dims} as in the other cases",
                 "Remove the case, or train pictures and volumes apart.",
             )
         elif spacing and max(np.maximum(spacing / usual, usual / spacing)) > LARGEST_SPACING_RATIO:
             case.add(
                 "warning",
-                case.case.images[0],
+                case.case.files[0],
                 f"voxels of {_join(spacing)} mm; the dataset's median is {_join(usual)} mm",
                 "Correct the header if it is wrong, or remove the case.",
             )

@@ -1,13 +1,16 @@
 """Training patches: which case and place, cut from the cache, changed, stacked into batches.
 
+Patches are changed by the loader for a training on a CPU, and on the GPU itself for one there.
+
 Sample ``i`` of step ``t`` depends only on ``(seed, t, i)``: no generator state is carried along,
 so loader processes cannot disagree and a resumed training sees what it would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from volseg.data.augmentation import Augmentation, Cut
 from volseg.data.cache import CachedCase
-from volseg.errors import ConfigError
+from volseg.data.foreground import choose_shares
+from volseg.data.mapping import MappedArray
+from volseg.data.spatial import find_region
+from volseg.errors import ConfigError, DataError, MachineError
 
-Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Changes a patch (C, *P) and its label (*P), depending only on the seed."""
 
-
-class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Patches by running number: ``patches[t * batch_size + i]`` is sample i of step t.
+class PatchDataset(Dataset[Cut]):
+    """What patches are made of: ``patches[t * batch_size + i]`` is sample i of step t.
 
     Args:
         cases: at least one.
         patch: voxels per axis; volumes that are smaller are padded with zeros around.
         batch_size: samples per step.
-        foreground: share of the samples that are centred on a foreground voxel.
-        augment: applied to each patch.
+        foreground: share of the samples that are centred on a foreground voxel, where rare classes
+            and small parts have their share; see `volseg.data.foreground`.
+        augment: draws the changes of each patch.
         seed: of everything random.
     """
 
@@ -41,7 +46,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         *,
         batch_size: int,
         foreground: float,
-        augment: Augment,
+        augment: Augmentation,
         seed: int,
     ) -> None:
         if not cases:
@@ -49,28 +54,85 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         self.cases, self.patch = list(cases), tuple(patch)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_centred = batch_size * foreground
+        self.holders = _find_holders(self.cases)
+        self.shares = choose_shares(list(self.holders.values()), len(self.cases))
+        self._places: dict[int, tuple[MappedArray, MappedArray, dict[int, MappedArray]]] = {}
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Image (C, *P) float32 and label (*P) int64."""
+    def __getitem__(self, number: int) -> Cut:
+        """A region of a case in the types of the cache, and what becomes of it.
+
+        Raises:
+            DataError: the prepared case cannot be read; names it.
+        """
         step, i = divmod(number, self.batch_size)
         rng = np.random.default_rng((self.seed, step, i))
-        case = self.cases[self._case_index(number)]
-        labels, foreground = case.label, case.foreground
         # Each batch has the whole part of its centred samples, and one more by chance.
         is_centred = rng.random() < self.num_centred - i
-        if is_centred and foreground:
-            voxels = foreground[rng.integers(len(foreground))]
-            start = _centred_start(voxels[rng.integers(len(voxels))], labels.shape, self.patch)
+        index, centred = self._choose(number, rng, is_centred)
+        case = self.cases[index]
+        try:
+            return self._cut(index, centred, rng)
+        except Exception as error:  # Whatever it is, the case must be known.
+            raise DataError(
+                f"case {case.case_id}: no patch could be cut from {case.folder} "
+                f"({type(error).__name__}: {error}). Remove that folder to prepare the case anew."
+            ) from error
+
+    def _choose(
+        self, number: int, rng: np.random.Generator, is_centred: bool
+    ) -> tuple[int, int | None]:
+        """The case, and the class on which the sample is centred."""
+        index = self._case_index(number)
+        if not (is_centred and self.holders):
+            return index, None
+        chosen = list(self.holders)[rng.choice(len(self.holders), p=self.shares)]
+        cases = self.holders[chosen]
+        # A case without the class makes room for one that has it.
+        return (index if index in cases else cases[rng.integers(len(cases))]), chosen
+
+    def _locate(self, index: int) -> tuple[MappedArray, MappedArray, dict[int, MappedArray]]:
+        """Image, label and foreground of a case."""
+        if index not in self._places:
+            case = self.cases[index]
+            foreground = {i: MappedArray(voxels) for i, voxels in case.foreground.items()}
+            self._places[index] = MappedArray(case.image), MappedArray(case.label), foreground
+        return self._places[index]
+
+    def _cut(self, index: int, centred: int | None, rng: np.random.Generator) -> Cut:
+        case, (image, label, foreground) = self.cases[index], self._locate(index)
+        if centred is not None:
+            voxels = foreground[centred].open()
+            start = _centred_start(voxels[rng.integers(len(voxels))], label.shape, self.patch)
+        elif (annotated := case.annotated) is not None and len(annotated):
+            # Anywhere else might hold nothing to learn from.
+            voxel = annotated[rng.integers(len(annotated))]
+            start = _centred_start(voxel, label.shape, self.patch)
         else:
-            start = _random_start(rng, labels.shape, self.patch)
-        image = torch.from_numpy(cut(case.image, start, self.patch).astype(np.float32))
-        label = torch.from_numpy(cut(labels, start, self.patch).astype(np.int64))
-        return self.augment(image, label, int(rng.integers(2**32)))
+            start = _random_start(rng, label.shape, self.patch)
+        changes = self.augment.draw(int(rng.integers(2**32)), image.shape[0])
+        first, shape = start, self.patch
+        if changes.matrix is not None:
+            first, shape = find_region(changes.matrix, start, self.patch, label.shape)
+        centre = [s - f + (p - 1) / 2 for s, f, p in zip(start, first, self.patch, strict=True)]
+        region, labels = (
+            torch.from_numpy(cut(array.open(), first, shape)) for array in (image, label)
+        )
+        return Cut(region, labels, centre, self.patch, changes)
 
     def _case_index(self, number: int) -> int:
         """Every case once per round, in a new order each round."""
         round_number, position = divmod(number, len(self.cases))
         return int(_permutation(self.seed, round_number, len(self.cases))[position])
+
+
+def _find_holders(cases: Sequence[CachedCase]) -> dict[int, list[int]]:
+    """Per class that any case has, the numbers of the cases that have it."""
+    holders: dict[int, list[int]] = {}
+    for number, case in enumerate(cases):
+        for index, count in enumerate(case.foreground_counts, start=1):
+            if count:
+                holders.setdefault(index, []).append(number)
+    return dict(sorted(holders.items()))
 
 
 @lru_cache(maxsize=4)
@@ -102,10 +164,13 @@ def cut(
     array: NDArray[np.generic], start: Sequence[int], patch: Sequence[int]
 ) -> NDArray[np.generic]:
     """Copy a patch from the last axes of `array`; what lies outside is zero."""
-    lead = array.ndim - len(patch)
+    lead, shape = array.ndim - len(patch), array.shape[array.ndim - len(patch) :]
+    if all(a >= 0 and a + p <= n for a, p, n in zip(start, patch, shape, strict=True)):
+        inside = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        return array[(slice(None),) * lead + inside].copy()
     result = np.zeros((*array.shape[:lead], *patch), dtype=array.dtype)
     source, target = [slice(None)] * lead, [slice(None)] * lead
-    for a, p, n in zip(start, patch, array.shape[lead:], strict=True):
+    for a, p, n in zip(start, patch, shape, strict=True):
         low, high = max(a, 0), min(a + p, n)
         source.append(slice(low, high))
         target.append(slice(low - a, high - a))
@@ -116,31 +181,69 @@ def cut(
 class _StepSampler(Sampler[list[int]]):
     """Running numbers of the samples of each step, from `first_step` on, without end."""
 
-    def __init__(self, first_step: int, batch_size: int) -> None:
-        self.first_step, self.batch_size = first_step, batch_size
+    def __init__(self, first_step: int, batch_size: int, share: tuple[int, int]) -> None:
+        self.first_step, self.batch_size, self.share = first_step, batch_size, share
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = self.first_step
+        step, (part, parts) = self.first_step, self.share
         while True:
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            yield [step * self.batch_size + i for i in range(part, self.batch_size, parts)]
             step += 1
 
 
+class Batches:
+    """Batches of a loader; an error in a loader process reaches the caller as itself."""
+
+    def __init__(
+        self, loader: Iterable[Any], finish: Callable[[Any], tuple[Tensor, Tensor]]
+    ) -> None:
+        """Keep the loader, and what makes batches of what it gives."""
+        self.loader, self.finish = loader, finish
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give batches without end.
+
+        Raises:
+            DataError: a patch could not be made; one line that names the case.
+            MachineError: a loader process died.
+        """
+        try:
+            yield from map(self.finish, self.loader)
+        except DataError as error:
+            # A loader process sends the whole traceback as the message.
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise MachineError(
+                f"a loader process ended ({error}); most likely it was killed for its memory. Use "
+                "fewer of them: --set training.workers=0 prepares patches in the training process."
+            ) from error
+
+
 def make_loader(
-    patches: PatchDataset, first_step: int, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
+    patches: PatchDataset,
+    first_step: int,
+    workers: int,
+    device: torch.device,
+    share: tuple[int, int] = (0, 1),
+) -> Batches:
     """Batches of steps `first_step`, `first_step` + 1, ...: (B, C, *P) float32 and (B, *P) int64.
 
     Args:
         patches: the samples.
         first_step: 0, or where a resumed training goes on.
         workers: loader processes; 0 prepares patches in the training process.
-        pin_memory: for faster copies to a GPU.
+        device: of the training. A GPU changes the patches itself, and batches lie there.
+        share: number of this process and of all, each of which takes every so-manieth sample.
     """
-    return DataLoader(
+    is_gpu = device.type == "cuda"
+    loader = DataLoader(
         patches,
-        batch_sampler=_StepSampler(first_step, patches.batch_size),
+        batch_sampler=_StepSampler(first_step, patches.batch_size, share),
         num_workers=workers,
-        pin_memory=pin_memory,
+        collate_fn=list if is_gpu else patches.augment,
+        pin_memory=is_gpu,
         persistent_workers=workers > 0,
     )
+    return Batches(loader, partial(patches.augment, device=device) if is_gpu else tuple)

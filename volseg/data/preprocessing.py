@@ -59,27 +59,42 @@ def prepare(
         num_classes: background counted; needed with `label`.
 
     Raises:
-        DataError: the image has not the plan's number of spatial axes or channels.
+        DataError: the image has not the plan's number of spatial axes, or lacks a channel.
     """
     if image.geometry.spatial_dims != plan.spatial_dims:
         raise DataError(
             f"{image.path}: a {image.geometry.spatial_dims}D image; expected "
             f"{plan.spatial_dims}D, as the network was planned for."
         )
+    _check_channels(image, plan)
     array, canonical = image.geometry.to_canonical(image.array)
     box = find_content(array)
-    shape = resampled_shape(box.shape, canonical.spacing_mm, plan.spacing_mm)
+    target_mm = plan.target_spacing(canonical.spacing_mm)
+    shape = resampled_shape(box.shape, canonical.spacing_mm, target_mm)
     placement = Placement(image.geometry, canonical.shape, box, shape)
     cropped = np.ascontiguousarray(array[(slice(None), *box.slices)], dtype=np.float32)
     resampled = resample(torch.from_numpy(cropped), shape)
     normalised = torch.stack(
         [normalise(c, n) for c, n in zip(resampled, plan.normalisation, strict=True)]
     )
+    # Zero is no intensity of a CT: a channel that is not there is zero for the network.
+    normalised[list(image.absent)] = 0
     if label is None:
         return Prepared(normalised, None, placement)
     label, _ = image.geometry.to_canonical(label)
     indices = torch.from_numpy(np.ascontiguousarray(label[box.slices]))
     return Prepared(normalised, resample_labels(indices, num_classes, shape), placement)
+
+
+def _check_channels(image: Image, plan: Plan) -> None:
+    for number in image.absent:
+        if not plan.normalisation[number].optional:
+            name = plan.channel_names[number]
+            raise DataError(
+                f"{image.path}: there is no image of channel {name} beside it; expected one, since "
+                "the network was never without. Add it, or train with "
+                f"data.optional_channels=[{name}]."
+            )
 
 
 def normalise(channel: Tensor, normalisation: Normalisation) -> Tensor:

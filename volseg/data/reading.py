@@ -5,6 +5,7 @@ Takes paths, gives ``(C, *S)`` float32 intensities and, where there is a label, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,47 @@ from volseg.errors import DataError
 from volseg.images import Image, read_image, read_labels
 
 
-def read_channels(paths: Sequence[Path], channels: Sequence[str]) -> Image:
+def read_channels(paths: Sequence[Path | None], channels: Sequence[str]) -> Image:
     """Read one file per channel, or one file with all channels, into ``(C, *S)`` float32.
 
+    Args:
+        paths: None for a channel that is not there; its voxels are zero then.
+        channels: their names.
+
     Raises:
-        DataError: a file is bad, the number of channels is wrong, or the grids differ.
+        DataError: a file is bad, the number of channels is wrong, the grids differ, or there is
+            no file at all.
     """
-    images = [read_image(path) for path in paths]
-    first = images[0]
-    for image, path in zip(images[1:], paths[1:], strict=True):
+    images = {path: read_image(path) for path in paths if path is not None}
+    if not images:
+        raise DataError(f"no image; expected one of {', '.join(channels)} at least. Add it.")
+    first = next(iter(images.values()))
+    for path, image in images.items():
         if not image.geometry.is_same_grid(first.geometry):
             raise DataError(
-                f"{path}: {_describe_mismatch(image, first)} to {paths[0]}; expected the channels "
-                "of one case on one grid. Resample one onto the other."
+                f"{path}: {_describe_mismatch(image, first)} to {first.path}; expected the "
+                "channels of one case on one grid. Resample one onto the other."
             )
-    array = np.concatenate([image.array.astype(np.float32, copy=False) for image in images])
+    nothing = np.zeros((1, *first.geometry.shape), np.float32)
+    parts = [
+        nothing if path is None else images[path].array.astype(np.float32, copy=False)
+        for path in paths
+    ]
+    array = np.concatenate(parts)
     if len(array) != len(channels):
         raise DataError(
-            f"{paths[0]}: {len(array)} channels; expected {len(channels)} ({', '.join(channels)}). "
-            "Give one file per channel, or one file with all of them."
+            f"{first.path}: {len(array)} channels; expected {len(channels)} "
+            f"({', '.join(channels)}). Give one file per channel, or one file with all of them."
         )
-    return Image(array, first.geometry, first.path)
+    places = itertools.accumulate((len(part) for part in parts), initial=0)
+    absent = tuple(place for place, path in zip(places, paths, strict=False) if path is None)
+    return Image(array, first.geometry, first.path, absent)
 
 
 def read_case(
     case: Case, channels: Sequence[str], classes: Classes
 ) -> tuple[Image, NDArray[Any] | None]:
-    """Read a case's intensities ``(C, *S)`` and its class indices ``(*S)``, None if unlabelled.
+    """Read a case's intensities ``(C, *S)`` and its label indices ``(*S)``, None if unlabelled.
 
     Raises:
         DataError: as `read_channels`; a label on another grid or with an undeclared value.
@@ -54,11 +69,11 @@ def read_case(
     label = read_labels(case.label)
     if not label.geometry.is_same_grid(image.geometry):
         raise DataError(
-            f"{case.label}: {_describe_mismatch(label, image)} to its image {case.images[0]}; "
+            f"{case.label}: {_describe_mismatch(label, image)} to its image {case.files[0]}; "
             "expected both on one grid. Resample the label onto the image."
         )
     try:
-        return image, classes.encode(label.array[0])
+        return image, classes.encode(label.array[0], case.annotated)
     except DataError as error:
         raise DataError(f"{case.label}: {error}") from error
 

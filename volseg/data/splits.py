@@ -1,21 +1,41 @@
 """Which cases to learn from and which to validate on, always whole patients on one side.
 
 Takes cases, gives one `Split` per fold; ``splits.json`` holds them as a list of
-``{"train": [...], "validation": [...]}``, which people may also write themselves.
+``{"train": [...], "validation": [...]}``, which people may also write themselves. ``folds.json``
+beside predictions of validation cases says which fold made them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from volseg.atomic import write_json
+from volseg.config import Record
 from volseg.data.cases import Case, Dataset, Split
 from volseg.errors import ConfigError, DataError
 
-__all__ = ["Split", "check_splits", "choose_splits", "make_splits", "read_splits", "write_splits"]
+__all__ = [
+    "Split",
+    "check_splits",
+    "choose_splits",
+    "forget_folds",
+    "make_splits",
+    "read_folds",
+    "read_splits",
+    "remember_folds",
+    "write_splits",
+]
+
+_FOLDS_FILE = "folds.json"
+
+
+class _PredictedFolds(Record):
+    """Beside predictions: by which fold each case was predicted that it did not see."""
+
+    folds: dict[str, int]
 
 
 def make_splits(cases: Sequence[Case], num_folds: int, seed: int) -> list[Split]:
@@ -120,6 +140,30 @@ def check_splits(splits: Sequence[Split], cases: Sequence[Case], source: Path) -
                 f"{where}: patient '{both[0]}' has cases in train and in validation; expected "
                 "whole patients on one side. Move the cases."
             )
+
+
+def read_folds(predictions: Path) -> dict[str, int]:
+    """Fold that predicted each case of a folder, by case id; empty if the folder does not say.
+
+    Raises:
+        DataError: its ``folds.json`` is damaged.
+    """
+    path = predictions / _FOLDS_FILE
+    return _PredictedFolds.read_json(path, DataError).folds if path.exists() else {}
+
+
+def remember_folds(predictions: Path, case_ids: Collection[str], fold: int) -> None:
+    """Write beside predictions by which fold they were made, none of them seen in its training."""
+    folds = {**read_folds(predictions), **dict.fromkeys(case_ids, fold)}
+    _PredictedFolds(folds=folds).write_json(predictions / _FOLDS_FILE)
+
+
+def forget_folds(predictions: Path, case_ids: Collection[str]) -> None:
+    """Take cases that were predicted otherwise meanwhile out of what `remember_folds` wrote."""
+    folds = read_folds(predictions)
+    if folds.keys() & set(case_ids):
+        kept = {case_id: fold for case_id, fold in folds.items() if case_id not in case_ids}
+        _PredictedFolds(folds=kept).write_json(predictions / _FOLDS_FILE)
 
 
 def _digest(seed: int, patient_id: str) -> bytes:

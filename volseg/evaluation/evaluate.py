@@ -21,8 +21,10 @@ import numpy as np
 from volseg.atomic import write_text
 from volseg.config import Record
 from volseg.data.cases import Classes
+from volseg.data.splits import read_folds
 from volseg.errors import DataError, VolsegError
-from volseg.evaluation.metrics import Overlap, compute_voxel_ml, count_overlaps
+from volseg.evaluation.folds import CrossValidation, summarise_folds
+from volseg.evaluation.metrics import Overlap, compute_voxel_ml, count_overlap, count_overlaps
 from volseg.images import IMAGE_SUFFIXES, image_stem, read_labels
 
 logger = logging.getLogger(__name__)
@@ -32,12 +34,12 @@ _MAX_READERS = 8
 
 
 class CaseClassMetrics(Record):
-    """How well one class was found in one case: a row of ``metrics.csv``."""
+    """How well one class, or region, was found in one case: a row of ``metrics.csv``."""
 
     case_id: str
     class_name: str
-    value: int
-    """Value of the class in the label files."""
+    value: int | None
+    """Value of the class in the label files; None for a region, which has several."""
     dice: float | None
     """None if the class is absent from both prediction and reference."""
     reference_voxels: int
@@ -48,10 +50,10 @@ class CaseClassMetrics(Record):
 
 
 class ClassSummary(Record):
-    """Dice of one class over the cases."""
+    """Dice of one class, or region, over the cases."""
 
     class_name: str
-    value: int
+    value: int | None
     mean_dice: float | None
     """None if no case counts."""
     std_dice: float | None
@@ -77,6 +79,8 @@ class Summary(Record):
     """Predictions without a reference."""
     failed: dict[str, str]
     """Cases that could not be scored, with the reason: not in any mean."""
+    cross_validation: CrossValidation | None = None
+    """Where the predictions are of several folds, each of cases that it did not see."""
 
 
 class Evaluation(Record):
@@ -108,20 +112,25 @@ def evaluate(
     references: Path | Mapping[str, Path],
     output: Path | None = None,
     classes: Classes | None = None,
+    annotated: Mapping[str, Sequence[str]] | None = None,
 ) -> Evaluation:
     """Score predicted label files against references of the same case id.
 
     A case id is the file name without its image suffix. A case whose files cannot be read, lie on
     different grids or hold values of no class is reported in ``summary.failed``; the others are
     scored. A reference without a prediction is reported in ``summary.missing``: it is not scored
-    as 0, so look there before comparing two means.
+    as 0, so look there before comparing two means. Predictions of ``volseg predict --validation``
+    say which fold made them, and are also summarised by fold.
 
     Args:
         predictions: folder of label files.
         references: folder of label files, or the reference file of each case id.
         output: folder for ``metrics.csv`` and ``summary.json``; None to write nothing.
-        classes: names and values to score, the first being background. By default every value
-            found in any file other than 0, named by its value.
+        classes: names and values to score, the first being background; with regions, these are
+            scored instead. By default every value found in any file other than 0, named by its
+            value. Voxels that a reference leaves out (`ignore`) are not scored.
+        annotated: by case id the classes that a reference shows, if not all; no other class, and
+            no region with another class, is scored there.
 
     Raises:
         DataError: a folder is absent, holds two files for one case, or nothing matches.
@@ -133,7 +142,7 @@ def evaluate(
         raise DataError(_describe_no_match(predictions, predicted, known))
     pairs = [(predicted[case_id], known[case_id]) for case_id in case_ids]
     scored, failed = _score_all(case_ids, pairs, classes)
-    rows = _make_rows(scored, classes or _find_classes(scored))
+    rows = _make_rows(scored, classes or _find_classes(scored), annotated or {})
     summaries = _summarise(rows)
     summary = Summary(
         mean_dice=_mean([item.mean_dice for item in summaries if item.mean_dice is not None]),
@@ -142,6 +151,7 @@ def evaluate(
         missing=tuple(sorted(known.keys() - predicted.keys())),
         unmatched=tuple(sorted(predicted.keys() - known.keys())),
         failed=failed,
+        cross_validation=summarise_folds(_dice_by_class(rows), read_folds(predictions)),
     )
     evaluation = Evaluation(rows=rows, summary=summary)
     if output is not None:
@@ -184,6 +194,7 @@ def _describe_no_match(
 @dataclass(frozen=True)
 class _Score:
     overlaps: dict[int, Overlap]
+    regions: dict[str, Overlap]
     voxel_ml: float | None
 
 
@@ -219,9 +230,17 @@ def _score_case(prediction: Path, reference: Path, classes: Classes | None) -> _
             "Predict on the reference's image, or correct one of the affines."
         )
     background = classes.values[0] if classes else 0
-    overlaps = count_overlaps(predicted.array, known.array, background)
+    found, wanted = predicted.array, known.array
+    if classes and classes.ignore is not None:
+        is_annotated = wanted != classes.ignore
+        found, wanted = found[is_annotated], wanted[is_annotated]
+    overlaps = count_overlaps(found, wanted, background)
     _check_values(prediction, reference, overlaps, classes)
-    return _Score(overlaps, compute_voxel_ml(known.geometry))
+    regions = {
+        region.name: count_overlap(np.isin(found, region.values), np.isin(wanted, region.values))
+        for region in (classes.regions if classes else ())
+    }
+    return _Score(overlaps, regions, compute_voxel_ml(known.geometry))
 
 
 def _check_values(
@@ -245,19 +264,30 @@ def _find_classes(scored: Mapping[str, _Score]) -> Classes | None:
 
 
 def _make_rows(
-    scored: Mapping[str, _Score], classes: Classes | None
+    scored: Mapping[str, _Score],
+    classes: Classes | None,
+    annotated: Mapping[str, Sequence[str]],
 ) -> tuple[CaseClassMetrics, ...]:
-    """One row for each case and class but background, cases in order."""
-    foreground = list(zip(classes.names, classes.values, strict=True))[1:] if classes else []
-    return tuple(
-        _make_row(case_id, name, value, score.overlaps.get(value, Overlap()), score.voxel_ml)
-        for case_id, score in scored.items()
-        for name, value in foreground
-    )
+    """One row for each case and class but background, or region, cases in order."""
+    if classes is None:
+        return ()
+    names = dict(zip(classes.values, classes.names, strict=True))
+    scored_values: list[tuple[str, int | None, tuple[int, ...]]] = [
+        (region.name, None, region.values) for region in classes.regions
+    ] or [(name, value, (value,)) for value, name in [*names.items()][1:]]
+    rows = []
+    for case_id, score in scored.items():
+        shown = annotated.get(case_id, classes.names)
+        for name, value, members in scored_values:
+            overlap = score.regions.get(name) if value is None else score.overlaps.get(value)
+            if all(names[member] in shown for member in members):
+                row = _make_row(case_id, name, value, overlap or Overlap(), score.voxel_ml)
+                rows.append(row)
+    return tuple(rows)
 
 
 def _make_row(
-    case_id: str, name: str, value: int, overlap: Overlap, voxel_ml: float | None
+    case_id: str, name: str, value: int | None, overlap: Overlap, voxel_ml: float | None
 ) -> CaseClassMetrics:
     is_empty = overlap.reference_voxels == overlap.prediction_voxels == 0
     return CaseClassMetrics(
@@ -272,14 +302,22 @@ def _make_row(
     )
 
 
-def _summarise(rows: Sequence[CaseClassMetrics]) -> tuple[ClassSummary, ...]:
-    by_class: dict[tuple[str, int], list[float | None]] = {}
+def _dice_by_class(
+    rows: Sequence[CaseClassMetrics],
+) -> dict[tuple[str, int | None], dict[str, float | None]]:
+    """By name and value of the class, then by case id."""
+    by_class: dict[tuple[str, int | None], dict[str, float | None]] = {}
     for row in rows:
-        by_class.setdefault((row.class_name, row.value), []).append(row.dice)
-    return tuple(_summarise_class(*key, dice) for key, dice in by_class.items())
+        by_class.setdefault((row.class_name, row.value), {})[row.case_id] = row.dice
+    return by_class
 
 
-def _summarise_class(name: str, value: int, dice: Sequence[float | None]) -> ClassSummary:
+def _summarise(rows: Sequence[CaseClassMetrics]) -> tuple[ClassSummary, ...]:
+    by_class = _dice_by_class(rows)
+    return tuple(_summarise_class(*key, [*dice.values()]) for key, dice in by_class.items())
+
+
+def _summarise_class(name: str, value: int | None, dice: Sequence[float | None]) -> ClassSummary:
     counted = [item for item in dice if item is not None]
     return ClassSummary(
         class_name=name,

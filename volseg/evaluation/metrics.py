@@ -58,12 +58,21 @@ def compute_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) ->
     >>> compute_dice(np.array([True, True, False]), np.array([True, False, False]))
     0.6666666666666666
     """
+    return count_overlap(prediction, reference).dice
+
+
+def count_overlap(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Overlap:
+    """Voxels of two masks of the same shape.
+
+    Raises:
+        DataError: the shapes differ.
+    """
     _check_shapes(prediction, reference)
     return Overlap(
         reference_voxels=int(np.count_nonzero(reference)),
         prediction_voxels=int(np.count_nonzero(prediction)),
         shared_voxels=int(np.count_nonzero(prediction & reference)),
-    ).dice
+    )
 
 
 def count_overlaps(

@@ -76,7 +76,7 @@ def pick_cases(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def read_panel(case_id: str, dice: float, image: Path, prediction: Path, reference: Path) -> Panel:
-    """Read one case to draw; of several channels the first is shown.
+    """Read one case to draw; of several channels in a file the first is shown.
 
     Raises:
         DataError: a file cannot be read, or the label files are not on the image's grid.
@@ -137,7 +137,10 @@ def _draw_panel(
 ) -> set[int]:
     """Draw the slices of one case; returns the class indices drawn."""
     low, high = window or _find_window(panel.image)
-    stack = np.stack([panel.image, *map(classes.encode, (panel.reference, panel.prediction))])
+    labels = [classes.encode(array) for array in (panel.reference, panel.prediction)]
+    # What nobody has annotated is not drawn.
+    labels = [np.where(array < classes.num_classes, array, 0) for array in labels]
+    stack = np.stack([panel.image, *labels])
     stack, geometry = panel.geometry.to_canonical(stack)
     shown: set[int] = set()
     for axis, cut in zip(axes, _cut_slices(stack, geometry), strict=False):

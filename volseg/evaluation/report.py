@@ -13,6 +13,7 @@ from pathlib import Path
 from volseg.atomic import write_text
 from volseg.data.cases import Dataset
 from volseg.evaluation.evaluate import ClassSummary, Evaluation, evaluate, find_labels
+from volseg.evaluation.folds import CrossValidation
 from volseg.evaluation.pictures import SOFT_TISSUE_WINDOW_HU, draw_montage, pick_cases, read_panel
 
 _STYLE = """
@@ -37,7 +38,8 @@ def score_dataset(predictions: Path, dataset: Dataset, output: Path) -> Evaluati
         DataError: no prediction matches a labelled case.
     """
     labels = {case.case_id: case.label for case in dataset.cases if case.label is not None}
-    evaluation = evaluate(predictions, labels, output, dataset.classes)
+    annotated = {c.case_id: c.annotated for c in dataset.cases if c.annotated is not None}
+    evaluation = evaluate(predictions, labels, output, dataset.classes, annotated)
     if _draw_cases(evaluation, predictions, dataset, output / "montage.png"):
         write_report(output / "report.html", dataset, evaluation, [output / "montage.png"])
     else:
@@ -49,15 +51,16 @@ def _draw_cases(evaluation: Evaluation, predictions: Path, dataset: Dataset, pat
     """Worst, median and best case; False if no case has a score."""
     cases = {case.case_id: case for case in dataset.cases}
     files, dice = find_labels(predictions), evaluation.mean_dice_by_case()
-    panels = []
+    panels, has_first = [], True
     for case_id in pick_cases(evaluation):
         case = cases[case_id]
+        has_first = has_first and case.images[0] is not None
         if case.label is not None:
             panels.append(
-                read_panel(case_id, dice[case_id], case.images[0], files[case_id], case.label)
+                read_panel(case_id, dice[case_id], case.files[0], files[case_id], case.label)
             )
     if panels:
-        is_ct = dataset.channels[0].upper() in ("CT", "HU")
+        is_ct = has_first and dataset.channels[0].upper() in ("CT", "HU")
         draw_montage(path, panels, dataset.classes, SOFT_TISSUE_WINDOW_HU if is_ct else None)
     return bool(panels)
 
@@ -90,6 +93,7 @@ def write_report(
 <p>Mean Dice {mean} over {len(summary.classes)} classes and {summary.num_cases} cases.
 A class that is absent from both prediction and reference of a case is not counted there.</p>
 {_table(("class", "mean Dice", "std", "median", "cases", "absent"), classes)}
+{_folds_table(summary.cross_validation)}
 {images}
 {"".join(f"<p>{html.escape(note)}</p>" for note in notes)}
 <h2>Cases</h2>
@@ -97,6 +101,18 @@ A class that is absent from both prediction and reference of a case is not count
 </body></html>
 """
     write_text(path, text)
+
+
+def _folds_table(scores: CrossValidation | None) -> str:
+    if scores is None:
+        return ""
+    header = ("class", "mean of folds", "std", *(f"fold {number}" for number in scores.folds))
+    rows = [
+        (row.class_name, *map(_number, (row.mean_dice, row.std_dice, *row.by_fold)))
+        for row in scores.classes
+    ]
+    rows.append(("mean", *map(_number, (scores.mean_dice, scores.std_dice, *scores.by_fold))))
+    return f"<h2>Folds</h2>{_table(header, rows)}"
 
 
 def _class_row(row: ClassSummary) -> tuple[str, ...]:

@@ -21,11 +21,13 @@ class Image:
             the first axis fastest, and voxels are not copied to change that.
         geometry: the grid of `S`.
         path: the file it was read from; None for an image that was made in memory.
+        absent: channels that are not there, whose voxels are zero.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     path: Path | None = None
+    absent: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.shape[1:] != self.geometry.shape:

@@ -72,7 +72,7 @@ def predict_cases(
 
 
 def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path], overwrite: bool) -> None:
-    inputs = {image.resolve() for case in cases for image in case.images}
+    inputs = {image.resolve() for case in cases for image in case.files}
     for target in targets:
         if target.resolve() in inputs:
             raise ConfigError(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from volseg.data.cases import Case
 from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError, DataError
-from volseg.images import IMAGE_SUFFIXES, image_stem
+from volseg.images import IMAGE_SUFFIXES, image_stem, read_header
 
 _CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
 
 
-def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
+def find_inputs(
+    paths: Sequence[Path], num_channels: int, optional: Collection[int] = ()
+) -> list[Case]:
     """Collect cases from image files, folders of images, and dataset folders.
 
     Files named ``CASE_0000``, ``CASE_0001``, ... are the channels of one case when the model takes
     several; a single file may hold all channels.
+
+    Args:
+        paths: files and folders.
+        num_channels: that the model takes.
+        optional: numbers of those whose file may be missing.
 
     Raises:
         ConfigError: a path does not exist or nothing was found.
@@ -29,13 +36,13 @@ def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
         if not path.exists():
             raise ConfigError(f"{path} does not exist; expected an image file or a folder.")
         if path.is_dir():
-            cases += _in_folder(path, num_channels)
-    cases += _group([path for path in paths if path.is_file()], num_channels)
+            cases += _in_folder(path, num_channels, optional)
+    cases += _group([path for path in paths if path.is_file()], num_channels, optional)
     seen: dict[str, Case] = {}
     for case in cases:
         if case.case_id in seen:
             raise DataError(
-                f"{case.images[0]} and {seen[case.case_id].images[0]} would both be written as "
+                f"{case.files[0]} and {seen[case.case_id].files[0]} would both be written as "
                 f"{case.case_id}; expected different names. Predict them into different folders."
             )
         seen[case.case_id] = case
@@ -45,7 +52,7 @@ def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
     return cases
 
 
-def _in_folder(folder: Path, num_channels: int) -> list[Case]:
+def _in_folder(folder: Path, num_channels: int, optional: Collection[int]) -> list[Case]:
     """Images directly inside; else the cases of a dataset folder."""
     files = sorted(
         file
@@ -53,8 +60,9 @@ def _in_folder(folder: Path, num_channels: int) -> list[Case]:
         if file.is_file() and not file.name.startswith(".") and _is_image(file)
     )
     if files:
-        return _group(files, num_channels)
-    dataset = find_dataset(folder)
+        return _group(files, num_channels, optional)
+    # Which of them the model can do without is for its plan to say, case by case.
+    dataset = find_dataset(folder, None)
     return [case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases]
 
 
@@ -62,7 +70,7 @@ def _is_image(path: Path) -> bool:
     return any(path.name.lower().endswith(suffix) for suffix in IMAGE_SUFFIXES)
 
 
-def _group(files: Sequence[Path], num_channels: int) -> list[Case]:
+def _group(files: Sequence[Path], num_channels: int, optional: Collection[int]) -> list[Case]:
     """One case per file, or per group of files that differ in their channel suffix."""
     groups: dict[str, list[Path]] = {}
     for file in files:
@@ -70,7 +78,10 @@ def _group(files: Sequence[Path], num_channels: int) -> list[Case]:
         groups.setdefault(_CHANNEL_SUFFIX.sub("", stem), []).append(file)
     cases = []
     for case_id, members in groups.items():
-        if len(members) == num_channels > 1:
+        images = _place(members, num_channels, optional)
+        if images is not None:
+            cases.append(Case(case_id=case_id, images=images, patient_id=case_id))
+        elif len(members) == num_channels > 1:
             cases.append(Case(case_id=case_id, images=tuple(sorted(members)), patient_id=case_id))
         elif num_channels == 1 or len(members) == 1:
             cases += [_single(file, is_alone=len(members) == 1) for file in members]
@@ -80,6 +91,21 @@ def _group(files: Sequence[Path], num_channels: int) -> list[Case]:
                 f"expected {num_channels}, one per channel."
             )
     return cases
+
+
+def _place(
+    members: Sequence[Path], num_channels: int, optional: Collection[int]
+) -> tuple[Path | None, ...] | None:
+    """Files of a case by the channel in their names, if all that it lacks are optional."""
+    matches = [(_CHANNEL_SUFFIX.search(image_stem(file)), file) for file in members]
+    files = {int(match[1]): file for match, file in matches if match}
+    missing = set(range(num_channels)) - files.keys()
+    if not missing or not missing <= set(optional) or max(files, default=-1) >= num_channels:
+        return None
+    # A single file may hold all channels.
+    if len(members) > len(files) or (len(members) == 1 and read_header(members[0])[1] > 1):
+        return None
+    return tuple(files.get(number) for number in range(num_channels))
 
 
 def _single(file: Path, is_alone: bool) -> Case:

@@ -119,13 +119,13 @@ def trained_folds(folder: Path, checkpoint: Checkpoint = "last") -> tuple[int, .
     return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
 
 
-def build_planned_network(plan: Plan, num_classes: int) -> SegmentationNetwork:
-    """The plan's network with fresh weights: (B, C, *S) to logits (B, num_classes, *S)."""
+def build_planned_network(plan: Plan, num_outputs: int) -> SegmentationNetwork:
+    """The plan's network with fresh weights: (B, C, *S) to logits (B, num_outputs, *S)."""
     network = build_network(
         plan.network.name,
         spatial_dims=plan.spatial_dims,
         in_channels=len(plan.normalisation),
-        out_channels=num_classes,
+        out_channels=num_outputs,
         **plan.network.keywords(),
     )
     prefer_speed_(network)
@@ -138,11 +138,13 @@ def check_same_plan(state: Mapping[str, Any], plan: Plan, path: Path) -> None:
     Raises:
         ConfigError: names the first value that differs.
     """
-    trained, now = state["plan"], plan.model_dump(mode="json")
+    # Parsed, so that what older plans do not say is what they mean.
+    trained = Plan.parse(state["plan"], f"{path}: plan").model_dump(mode="json")
+    now = plan.model_dump(mode="json")
     for key in now:
-        if trained.get(key) != now[key]:
+        if trained[key] != now[key]:
             raise ConfigError(
-                f"{path} was trained with {key} {trained.get(key)}, but {PLAN_FILE} says "
+                f"{path} was trained with {key} {trained[key]}, but {PLAN_FILE} says "
                 f"{now[key]}. Restore {PLAN_FILE}, or train again in a new folder."
             )
 
@@ -171,7 +173,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _load_network(facts: ModelFacts, path: Path, device: torch.device) -> nn.Module:
-    network = build_planned_network(facts.plan, facts.classes.num_classes)
+    network = build_planned_network(facts.plan, facts.classes.num_outputs)
     state = load_weights(path, device)
     # A bundle's weights stand alone, as MONAI wants them; its plan is no file to edit.
     if "plan" in state:

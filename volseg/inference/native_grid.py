@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from volseg.data.cases import Classes
 from volseg.data.preprocessing import Placement
 from volseg.data.resampling import reduce_to_indices, resample
 
@@ -35,10 +36,17 @@ def restore_classes(scores: Tensor, placement: Placement) -> NDArray[Any]:
     return np.ascontiguousarray(placement.source.from_canonical(canonical))
 
 
-def restore_probabilities(probabilities: Tensor, placement: Placement) -> NDArray[np.float32]:
-    """Probabilities ``(K, *source shape)`` from ``(K, *S)``; certain background outside."""
+def restore_probabilities(
+    scores: Tensor, placement: Placement, classes: Classes
+) -> NDArray[np.float32]:
+    """Probabilities ``(K, *source shape)`` from scores ``(K, *S)``; certain background outside.
+
+    K is the number of classes, of which one is there, or of regions, each of which may be.
+    """
+    probabilities = scores.sigmoid() if classes.regions else scores.softmax(0)
     resampled = resample(probabilities, placement.box.shape).numpy()
     canonical = np.zeros((len(resampled), *placement.canonical_shape), dtype=np.float32)
-    canonical[0] = 1
+    if not classes.regions:
+        canonical[0] = 1
     canonical[(slice(None), *placement.box.slices)] = resampled
     return np.ascontiguousarray(placement.source.from_canonical(canonical))

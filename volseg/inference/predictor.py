@@ -19,7 +19,7 @@ from volseg.geometry import Geometry
 from volseg.images import Image, from_nibabel, write_image, write_labels
 from volseg.inference.model import Checkpoint, Model, load_model
 from volseg.inference.native_grid import restore_classes, restore_probabilities
-from volseg.inference.windows import predict_scores
+from volseg.inference.windows import predict_scores, to_class_scores
 
 PathLike = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ class Segmentation:
         labels: (*S) label values as in the training data, in the source's axis order.
         geometry: the source's grid.
         classes: names and values.
-        probabilities: (K, *S) float32, only if asked for.
+        probabilities: (K, *S) float32 of the classes, or of the regions, only if asked for.
     """
 
     labels: NDArray[Any]
@@ -45,7 +45,7 @@ class Segmentation:
         write_labels(Path(path), self.labels, self.geometry)
 
     def save_probabilities(self, path: PathLike) -> None:
-        """Write the probabilities, one channel per class.
+        """Write the probabilities, one channel per class or region.
 
         Raises:
             ValueError: the prediction was made without them.
@@ -81,24 +81,29 @@ class Predictor:
         """Segment one image.
 
         Args:
-            image: a path; a sequence of paths, one per channel; a nibabel image; or a pair of an
-                array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine (index to RAS+ mm).
-            probabilities: also keep the probability of each class.
+            image: a path; a sequence of paths, one per channel, None for one that is not there; a
+                nibabel image; or a pair of an array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine
+                (index to RAS+ mm).
+            probabilities: also keep the probability of each class or region.
 
         Raises:
-            DataError: the image is bad or has not the model's channels.
+            DataError: the image is bad or has not the model's channels, but for those that it was
+                trained without.
         """
         source = self._read(image)
         plan, classes = self.model.facts.plan, self.model.facts.classes
         prepared = prepare(source, plan)
-        scores = predict_scores(self.model.networks, prepared.image, plan.patch, self.model.device)
-        kept = None
-        if probabilities:
-            is_logits = len(self.model.networks) == 1
-            kept = restore_probabilities(
-                scores.softmax(0) if is_logits else scores, prepared.placement
-            )
-        labels = classes.decode(restore_classes(scores, prepared.placement))
+        scores = predict_scores(
+            self.model.networks,
+            prepared.image,
+            plan.patch,
+            self.model.device,
+            overlapping=bool(classes.regions),
+        )
+        kept = restore_probabilities(scores, prepared.placement, classes) if probabilities else None
+        labels = classes.decode(
+            restore_classes(to_class_scores(scores, classes), prepared.placement)
+        )
         return Segmentation(labels, source.geometry, classes, kept)
 
     def _read(self, image: Any) -> Image:
@@ -110,7 +115,8 @@ class Predictor:
         elif isinstance(image, tuple) and len(image) == 2 and np.shape(image[1]) == (4, 4):
             source = _from_array(np.asarray(image[0]), np.asarray(image[1]), len(channels))
         elif isinstance(image, Sequence) and image:
-            return read_channels([Path(path) for path in image], channels)
+            paths = [None if path is None else Path(path) for path in image]
+            return read_channels(paths, channels)
         else:
             raise DataError(
                 f"cannot segment a {type(image).__name__}; expected a path, paths of the "

@@ -2,36 +2,89 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from volseg.data.cases import Classes
 
 OVERLAP = 0.5
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weight as a share of the window, as in nnU-Net and MONAI."""
+SLICE_PIXELS = 512**2
+"""Of the slices that go through a network together, where each is a window."""
 
 
 @torch.inference_mode()
 def predict_scores(
-    networks: Sequence[nn.Module], image: Tensor, window: Sequence[int], device: torch.device
+    networks: Sequence[nn.Module],
+    image: Tensor,
+    window: Sequence[int],
+    device: torch.device,
+    *,
+    overlapping: bool = False,
 ) -> Tensor:
     """Scores ``(K, *S)`` float32 for a prepared image ``(C, *S)``, on the CPU.
 
-    One network gives its logits, several the mean of their probabilities: the logits of
-    different folds have no common scale.
+    One network gives its logits. Of several, whose logits have no common scale, the probabilities
+    are averaged; the scores are then logits of the mean.
 
     Args:
         networks: in eval mode on `device`.
         image: normalised, at the plan's spacing; an axis shorter than the window is zero-padded.
         window: voxels per axis.
         device: where the windows run.
+        overlapping: whether the outputs are regions (sigmoid) and not classes (softmax).
     """
     members = [_predict(network, image, window, device) for network in networks]
     if len(members) == 1:
         return members[0]
-    return torch.stack([member.softmax(0) for member in members]).mean(0)
+    # The number of members cancels out of a sigmoid's logits, and is a constant in a softmax's.
+    stacked = torch.stack(members)
+    if overlapping:
+        return logsigmoid(stacked).logsumexp(0) - logsigmoid(-stacked).logsumexp(0)
+    return stacked.log_softmax(1).logsumexp(0) - math.log(len(members))
+
+
+def to_class_scores(scores: Tensor, classes: Classes) -> Tensor:
+    """Scores ``(K, *S)`` of the classes from those of the network's outputs.
+
+    The likelihood of a class is that of its regions being there and the others not, so that up to
+    a constant its logarithm is the sum of its regions' logits; that of the background is zero.
+    The class with the largest score is thus the most likely one that the regions allow.
+
+    Args:
+        scores: logits (R, *S) of the regions, or scores of the classes, which are returned.
+        classes: of the model.
+    """
+    if not classes.regions:
+        return scores
+    weights, offsets = region_decoding(classes)
+    offset = torch.tensor(offsets).reshape(-1, *[1] * (scores.dim() - 1))
+    combined: Tensor = torch.tensordot(torch.tensor(weights), scores, 1)
+    return combined + offset
+
+
+def region_decoding(classes: Classes) -> tuple[list[list[float]], list[float]]:
+    """Weight of each region's logit (K x R) in the score of each class, and what is added (K).
+
+    A class in no region is never predicted. Its offset is finite, since scores are interpolated.
+    """
+    weights = [
+        [float(index in indices) for indices in classes.region_indices]
+        for index in range(classes.num_classes)
+    ]
+    offsets = [0.0 if index == 0 or any(row) else -1e4 for index, row in enumerate(weights)]
+    return weights, offsets
+
+
+def count_at_once(window: Sequence[int], usual: int) -> int:
+    """Windows per call of the network: single slices are too little work to go one by one."""
+    return max(usual, SLICE_PIXELS // math.prod(window)) if 1 in window else usual
 
 
 def _predict(
@@ -45,7 +98,7 @@ def _predict(
     logits = sliding_window_inference(
         image[None],
         roi_size=tuple(window),
-        sw_batch_size=4 if device.type == "cuda" else 1,
+        sw_batch_size=count_at_once(window, 4 if device.type == "cuda" else 1),
         predictor=forward,
         overlap=OVERLAP,
         mode="gaussian",

@@ -30,6 +30,7 @@ class BinaryCrossEntropyDice(nn.Module):
         squared_denominator: bool = False,
         batch: bool = False,
         smooth: float = 1e-5,
+        ignore: bool = False,
     ) -> None:
         """Build the loss.
 
@@ -39,6 +40,7 @@ class BinaryCrossEntropyDice(nn.Module):
             squared_denominator: sum squares in the denominator of Dice.
             batch: one Dice over all samples and channels together, not the mean of one for each.
             smooth: added to numerator and denominator of Dice, in voxels; above 0.
+            ignore: leave out what has a negative share in a floating target.
 
         Raises:
             ConfigError: a negative weight, none above zero, or `smooth` not above 0.
@@ -50,7 +52,8 @@ class BinaryCrossEntropyDice(nn.Module):
         self.bce_weight = bce_weight
         self.dice_weight = dice_weight
         self.batch = batch
-        self.dice = SoftDice("sigmoid", squared_denominator, smooth=smooth)
+        self.ignore = ignore
+        self.dice = SoftDice("sigmoid", squared_denominator, smooth=smooth, ignore=ignore)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compare logits with the reference.
@@ -69,8 +72,17 @@ class BinaryCrossEntropyDice(nn.Module):
         logits, target = prepare(logits, target, self.dice.min_channels)
         if not target.is_floating_point():
             target = to_channels(target, logits.shape[1], logits.dtype)
-        cross_entropy = functional.binary_cross_entropy_with_logits(logits, target)
+        cross_entropy = self._cross_entropy(logits, target)
         if self.batch:
             logits, target = logits.reshape(1, 1, -1), target.reshape(1, 1, -1)
         dice: torch.Tensor = self.dice(logits, target)
         return self.bce_weight * cross_entropy + self.dice_weight * dice
+
+    def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if not self.ignore:
+            return functional.binary_cross_entropy_with_logits(logits, target)
+        is_known = (target >= 0).to(logits.dtype)
+        total = functional.binary_cross_entropy_with_logits(
+            logits, target * is_known, weight=is_known, reduction="sum"
+        )
+        return total / is_known.sum().clamp(min=1)

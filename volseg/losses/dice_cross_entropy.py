@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
 
+from volseg.errors import ConfigError
 from volseg.losses.soft_dice import SoftDice
-from volseg.losses.targets import check_weights, prepare
+from volseg.losses.targets import check_weights, look_up, make_candidates, prepare
 
 
 class DiceCrossEntropy(nn.Module):
@@ -15,6 +18,11 @@ class DiceCrossEntropy(nn.Module):
 
     For classes that exclude each other: both terms see the softmax of the logits. The first is
     `volseg.losses.SoftDice`, with its references.
+
+    References:
+        G. Shi, L. Xiao, Y. Chen, S. K. Zhou: Marginal loss and exclusion loss for partially
+        supervised multi-organ segmentation, 2021, doi 10.1016/j.media.2021.101979 (`candidates`;
+        here Dice leaves uncertain voxels out instead of summing their classes).
     """
 
     def __init__(
@@ -24,6 +32,7 @@ class DiceCrossEntropy(nn.Module):
         *,
         squared_denominator: bool = False,
         include_background: bool = False,
+        candidates: Sequence[Sequence[int]] = (),
     ) -> None:
         """Build the loss.
 
@@ -32,6 +41,10 @@ class DiceCrossEntropy(nn.Module):
             cross_entropy_weight: of the cross-entropy in nats per voxel; at least 0.
             squared_denominator: sum squares in the denominator of Dice.
             include_background: count the background in Dice; the cross-entropy always does.
+            candidates: what the integer targets K, K + 1, ... stand for: the classes that such a
+                voxel may be, all of them where nothing is known. The cross-entropy is that of the
+                sum of their probabilities, and they have no part in the Dice of these classes
+                (marginal and exclusion, Shi et al.).
 
         Raises:
             ConfigError: a negative weight, or none above zero.
@@ -43,7 +56,10 @@ class DiceCrossEntropy(nn.Module):
         )
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
-        self.dice = SoftDice("softmax", squared_denominator, include_background)
+        self.dice = SoftDice(
+            "softmax", squared_denominator, include_background, ignore=bool(candidates)
+        )
+        self.candidates = tuple(tuple(classes) for classes in candidates)
         self.activation = self.dice.activation
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -61,7 +77,25 @@ class DiceCrossEntropy(nn.Module):
             ConfigError: shapes that do not belong together.
         """
         logits, target = prepare(logits, target, self.dice.min_channels)
+        if self.candidates:
+            return self._compare_candidates(logits, target)
         labels = target if target.is_floating_point() else target[:, 0].long()
         cross_entropy = functional.cross_entropy(logits, labels)
-        dice: torch.Tensor = self.dice(logits, target)
+        return self._add(self.dice(logits, target), cross_entropy)
+
+    def _add(self, dice: torch.Tensor, cross_entropy: torch.Tensor) -> torch.Tensor:
         return self.dice_weight * dice + self.cross_entropy_weight * cross_entropy
+
+    def _compare_candidates(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if target.is_floating_point():
+            raise ConfigError("candidates with a floating target; expected integer class indices.")
+        rows = make_candidates(logits.shape[1], self.candidates).to(logits.device)
+        may_be = look_up(target, rows)
+        log_p = logits.log_softmax(1)
+        cross_entropy = -log_p.masked_fill(~may_be, -torch.inf).logsumexp(1)
+        # Where all classes are possible nothing is said. A mean over no voxel would be nan.
+        says_something = (~may_be).any(1)
+        mean = (cross_entropy * says_something).sum() / says_something.sum().clamp(min=1)
+        is_sure = rows.sum(1, keepdim=True) == 1
+        shares = look_up(target, torch.where(rows & ~is_sure, -1.0, rows.to(logits.dtype)))
+        return self._add(self.dice(logits, shares), mean)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from volseg.errors import ConfigError, check_choice
 from volseg.losses.coarsening import average, pick_foreground, subsample
 from volseg.losses.regions import RegionLoss
+from volseg.losses.scheduled import ScheduledTerm
 from volseg.losses.targets import check_weights, is_number, with_channel_axis
 
 WeightScheme = Literal["halving", "exp", "two", "same", "dsn"]
@@ -31,8 +32,11 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 class MultiLevelLoss(nn.Module):
     """Weighted sum of one loss over several logits, of one resolution or of several.
 
+    A second term may be added, on the main output alone: coarser ones have no boundary to speak of.
+
     Attributes:
-        progress: of the training, from 0 to 1; only `decay` looks at it. The training sets it.
+        progress: of the training, from 0 to 1; `decay` and the second term's weight follow it. The
+            training sets it.
 
     References:
         C.-Y. Lee et al.: Deeply-Supervised Nets, 2015, doi 10.48550/arXiv.1409.5185.
@@ -53,6 +57,7 @@ class MultiLevelLoss(nn.Module):
         resolution: Literal["native", "full"] = "native",
         decay: float = 1.0,
         normalise: bool = False,
+        boundary: ScheduledTerm | None = None,
     ) -> None:
         """Wrap a loss.
 
@@ -73,6 +78,7 @@ class MultiLevelLoss(nn.Module):
                 the training, above 0 and at most 1; on the way, ``decay ** progress``. Five per
                 cent less every ten of E epochs is ``0.95 ** (E / 10)``.
             normalise: scale the weights to sum 1 at the start of the training.
+            boundary: a term that is added on the main output, with a weight of its own.
 
         Raises:
             ConfigError: an unknown name, weights that are negative or all zero, or `decay` out of
@@ -90,6 +96,7 @@ class MultiLevelLoss(nn.Module):
         self.resolution = resolution
         self.decay = decay
         self.normalise = normalise
+        self.boundary = boundary
         self.progress = 0.0
 
     def forward(
@@ -113,10 +120,20 @@ class MultiLevelLoss(nn.Module):
         """
         if isinstance(logits, torch.Tensor):
             loss: torch.Tensor = self.loss(logits, target)
-            return loss
+            return self._add_boundary(loss, logits, target)
         weights = self._weights(len(logits))
-        losses = [self._compare(output, target) for output in logits]
-        return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
+        losses = [self._compare(self.loss, output, target) for output in logits]
+        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
+        return self._add_boundary(total, logits[0], target)
+
+    def _add_boundary(
+        self, loss: torch.Tensor, main: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        weight = 0.0 if self.boundary is None else self.boundary.weigh(self.progress)
+        # Distances take time; at the start of a schedule nothing would come of them.
+        if self.boundary is None or weight == 0:
+            return loss
+        return loss + weight * self._compare(self.boundary.loss, main, target)
 
     def check_outputs(self, num_outputs: int) -> None:
         """Refuse a number of outputs that the weights are not for.
@@ -141,7 +158,9 @@ class MultiLevelLoss(nn.Module):
         main, *auxiliary = (weight / total for weight in weights)
         return [main, *(weight * fade for weight in auxiliary)]
 
-    def _compare(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _compare(
+        self, compare: nn.Module, logits: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
         axes = logits.dim() - 2
         size = target.shape[target.dim() - axes :]
         if logits.shape[2:] != size and self.resolution == "full":
@@ -150,7 +169,7 @@ class MultiLevelLoss(nn.Module):
             )
         elif logits.shape[2:] != size:
             target = self._coarsen(target, logits)
-        loss: torch.Tensor = self.loss(logits, target)
+        loss: torch.Tensor = compare(logits, target)
         return loss
 
     def _coarsen(self, target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class SoftDice(nn.Module):
         squared_denominator: bool = False,
         include_background: bool | None = None,
         smooth: float = 1e-5,
+        ignore: bool = False,
     ) -> None:
         """Build the loss.
 
@@ -45,6 +46,7 @@ class SoftDice(nn.Module):
             squared_denominator: sum the squares of probabilities and reference below.
             include_background: count channel 0 as well; by default under ``"sigmoid"`` only.
             smooth: added to numerator and denominator, in voxels; above 0.
+            ignore: leave out what has a negative share in a floating target.
 
         Raises:
             ConfigError: an unknown activation, or `smooth` not above 0.
@@ -68,6 +70,9 @@ class SoftDice(nn.Module):
         }
         self.hard = DiceLoss(**options)
         self.soft = DiceLoss(**options, soft_label=True)
+        self.ignore = ignore
+        # What is left out must be zero behind the activation.
+        self.masked = DiceLoss(**{**options, activation: False}, soft_label=True)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compare logits with the reference.
@@ -86,7 +91,17 @@ class SoftDice(nn.Module):
         logits, target = prepare(logits, target, self.min_channels)
         loss: torch.Tensor
         if target.is_floating_point():
-            loss = self.soft(logits, target)
+            loss = self._compare_shares(logits, target)
         else:
             loss = self.hard(logits, to_channels(target, logits.shape[1]))
+        return loss
+
+    def _compare_shares(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor
+        if not self.ignore:
+            loss = self.soft(logits, target)
+            return loss
+        probabilities = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(1)
+        is_known = target >= 0
+        loss = self.masked(probabilities * is_known, target * is_known)
         return loss

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
 from volseg.errors import ConfigError
+
+Activation = Literal["softmax", "sigmoid"]
 
 
 def prepare(
@@ -77,9 +80,89 @@ def to_channels(
     return (target == classes.reshape(-1, *[1] * (target.dim() - 2))).to(dtype)
 
 
+def compare_foreground(
+    logits: torch.Tensor, target: torch.Tensor, activation: Activation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and shares of what is looked for.
+
+    Args:
+        logits: (B, K, *S).
+        target: (B, *S) or (B, 1, *S), integer; or (B, K, *S), floating.
+        activation: under ``"softmax"`` channel 0 is the background and left out.
+
+    Returns:
+        Two of (B, K or K - 1, *S).
+
+    Raises:
+        ConfigError: shapes that do not belong together.
+
+    >>> compare_foreground(torch.zeros(1, 2, 2), torch.tensor([[0, 1]]), "softmax")
+    (tensor([[[0.5000, 0.5000]]]), tensor([[[0., 1.]]]))
+    """
+    is_sigmoid = activation == "sigmoid"
+    logits, target = prepare(logits, target, 1 if is_sigmoid else 2)
+    shares = target
+    if not target.is_floating_point():
+        shares = to_channels(target, logits.shape[1], logits.dtype)
+    if is_sigmoid:
+        return logits.sigmoid(), shares
+    return logits.softmax(1)[:, 1:], shares[:, 1:]
+
+
+def look_up(target: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What each index of a target stands for.
+
+    Args:
+        target: (B, 1, *S), integer.
+        rows: (I, K), one row per index.
+
+    Returns:
+        (B, K, *S).
+
+    >>> look_up(torch.tensor([[[1, 0]]]), torch.tensor([[5, 6], [7, 8]])).tolist()
+    [[[7, 5], [8, 6]]]
+    """
+    return rows.to(target.device)[target[:, 0].long()].movedim(-1, 1)
+
+
+def make_candidates(num_classes: int, candidates: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(I, K) bool: which classes a voxel of each label index may be.
+
+    Args:
+        num_classes: K; the indices below stand for one class each.
+        candidates: per index from K on, the classes.
+
+    Raises:
+        ConfigError: a set of fewer than two classes, or of one that there is not.
+
+    >>> make_candidates(2, [[0, 1]]).int().tolist()
+    [[1, 0], [0, 1], [1, 1]]
+    """
+    rows = torch.eye(num_classes + len(candidates), num_classes, dtype=torch.bool)
+    for row, classes in zip(rows[num_classes:], candidates, strict=True):
+        known = set(classes) & set(range(num_classes))
+        if len(known) < 2 or len(known) < len(classes):
+            raise ConfigError(
+                f"candidates {list(classes)}; expected two or more different classes below "
+                f"{num_classes}."
+            )
+        row[list(classes)] = True
+    return rows
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a real number (numpy's too, but no bool)."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_above_zero(what: str, value: object) -> None:
+    """Refuse anything but a finite number above 0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not is_number(value) or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise ConfigError(f"{what} {value!r}; expected above 0, a number.")
 
 
 def check_weights(what: str, weights: Sequence[float]) -> None:

@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from volseg.errors import check_choice
+import torch
+
+from volseg.errors import ConfigError, check_choice
+from volseg.extensions import check_name, find
 from volseg.networks.dsn3d import DeeplySupervisedNet
 from volseg.networks.hypercolumn_unet import HypercolumnUNet
 from volseg.networks.laddernet import LadderNet
 from volseg.networks.layers import prefer_speed_
 from volseg.networks.network import SegmentationNetwork
+from volseg.networks.own import FACTS, OwnNetwork, build_own_network
 from volseg.networks.resnet_unet import ResNetUNet
+from volseg.networks.slices import SliceNetwork, drop_axis, inside_slices
 from volseg.networks.supervision import strip_supervision
 from volseg.networks.unet import UNet
 from volseg.networks.unet3d import UNet3d
@@ -29,13 +34,18 @@ __all__ = [
     "HypercolumnUNet",
     "LadderNet",
     "OriginalUNet",
+    "OwnNetwork",
     "ResNetUNet",
     "SegmentationNetwork",
+    "SliceNetwork",
     "SummedLogitsUNet",
     "UNet",
     "UNet3d",
     "UNetPlusPlus",
     "build_network",
+    "build_own_network",
+    "choose_shape_device",
+    "inside_slices",
     "list_networks",
     "list_options",
     "prefer_speed_",
@@ -72,20 +82,28 @@ PRESETS = {
 
 
 def list_networks() -> list[str]:
-    """Names that `build_network` knows."""
+    """Names of volseg's own networks; `build_network` knows the user's too."""
     return list(PRESETS)
 
 
 def build_network(
-    name: str, *, spatial_dims: int, in_channels: int, out_channels: int, **options: Any
+    name: str,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    slice_axis: int | None = None,
+    **options: Any,
 ) -> SegmentationNetwork:
     """Build a network by name.
 
     Args:
-        name: one of `list_networks`.
+        name: one of `list_networks`, or of the user's own (`volseg.extensions`).
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background counted.
+        slice_axis: of volumes whose slices along this spatial axis a 2D network shall see; see
+            `SliceNetwork`. Strides and kernels per axis are then 1 there.
         options: keywords of the network's own constructor.
 
     Raises:
@@ -94,17 +112,33 @@ def build_network(
     >>> build_network("unet", spatial_dims=3, in_channels=1, out_channels=2).divisor
     (16, 16, 16)
     """
-    check_choice("network", name, PRESETS)
+    check_name("networks", "network", name, PRESETS)
+    if name not in PRESETS:
+        facts = dict(zip(FACTS, (spatial_dims, in_channels, out_channels), strict=True))
+        return build_own_network(find("networks", name), **facts, **options)
     preset = PRESETS[name]
     known = list_options(name)
     for option in options:
         check_choice(f"option of network '{name}'", option, known)
     chosen = {**preset.options, **options}
-    return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    if slice_axis is None:
+        return preset.network(spatial_dims, in_channels, out_channels, **chosen)
+    if spatial_dims != 3:
+        raise ConfigError(f"slice_axis with spatial_dims {spatial_dims}; expected volumes (3).")
+    chosen = drop_axis(chosen, slice_axis)
+    return SliceNetwork(preset.network(2, in_channels, out_channels, **chosen), slice_axis)
 
 
 def list_options(name: str) -> list[str]:
-    """Keywords that a network takes besides those of `build_network`."""
+    """Keywords that one of volseg's networks takes besides those of `build_network`."""
     check_choice("network", name, PRESETS)
     parameters = inspect.signature(PRESETS[name].network).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def choose_shape_device(name: str) -> torch.device:
+    """Where to build a network of which only shapes are asked.
+
+    Volseg's own need no values (``meta``); a constructor of the user's own may compute with them.
+    """
+    return torch.device("meta" if name in PRESETS else "cpu")

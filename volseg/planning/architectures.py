@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from volseg.errors import ConfigError, check_choice
+from volseg.errors import ConfigError
+from volseg.extensions import check_name
 
 SupervisionWeights = Literal["halving", "exp", "two", "same", "dsn"] | tuple[float, ...]
 
@@ -103,23 +104,31 @@ ARCHITECTURES = {
 }
 
 
+OWN = Architecture()
+"""A network of the user's own: taken for the U-Net until its speed is measured."""
+
+
 def find_architecture(name: str) -> Architecture:
-    """Look a network up.
+    """Look a network up; `OWN` for one of the user's own.
 
     Raises:
         ConfigError: unknown name; the nearest one is offered.
     """
-    check_choice("network.name", name, ARCHITECTURES)
-    return ARCHITECTURES[name]
+    check_name("networks", "network.name", name, ARCHITECTURES)
+    return ARCHITECTURES.get(name, OWN)
 
 
 def choose_supervision(name: str, wanted: bool | None) -> bool | None:
     """Whether a network is supervised at several outputs; None where it has only one.
 
+    A network of the user's own is told what the user says, and nothing if nobody says.
+
     Raises:
         ConfigError: the user says so of a network that has one output.
     """
     architecture = find_architecture(name)
+    if architecture is OWN:
+        return wanted
     if architecture.has_supervision:
         return architecture.is_supervised if wanted is None else wanted
     if wanted:

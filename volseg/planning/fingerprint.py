@@ -5,9 +5,11 @@ All axes are canonical (right, anterior, superior); shapes are after cropping to
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +23,26 @@ from volseg.errors import DataError
 VOXELS_PER_CASE = 20_000
 """Foreground voxels drawn per case for the intensity statistics."""
 
+STAIRCASE = {2: 4 / math.pi, 3: 1.5}
+"""Area of a ball's voxel faces over that of its surface."""
 
 MAX_READERS = 8
 """Each reader holds one case: more cost memory, and one disk serves no more."""
 
 
 class CaseFingerprint(Record):
-    """One case: its grid, and how many voxels each class has."""
+    """One case: its grid, and how many voxels and how thick each class is.
+
+    `class_radius_mm` is the radius of a ball with as much volume per surface; 0 of an absent class
+    and of the background.
+    """
 
     case_id: str
     full_shape: tuple[int, ...]
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     class_voxels: tuple[int, ...]
+    class_radius_mm: tuple[float, ...]
 
 
 class ChannelFingerprint(Record):
@@ -47,6 +56,8 @@ class ChannelFingerprint(Record):
     percentile_99_5: float
     image_minimum: float
     """Median over cases of the smallest value anywhere in the image: air, in a CT."""
+    optional: bool = False
+    """Whether a case may lack it; the other values are those of the cases that have it."""
 
 
 class Fingerprint(Record):
@@ -61,6 +72,12 @@ class Fingerprint(Record):
     def median_spacing_mm(self) -> tuple[float, ...]:
         """Median voxel size per canonical axis."""
         return tuple(float(v) for v in np.median([c.spacing_mm for c in self.cases], axis=0))
+
+    @property
+    def radius_mm(self) -> float:
+        """Of the thinnest class: median over the cases that have it."""
+        by_class = np.array([case.class_radius_mm for case in self.cases])[:, 1:].T
+        return min(float(np.median(radii[radii > 0])) for radii in by_class if radii.any())
 
     @property
     def content_fraction(self) -> float:
@@ -101,15 +118,20 @@ def compute_fingerprint(
     if len(spatial_dims) > 1:
         raise DataError(f"{dataset.root} mixes 2D and 3D images; expected one kind. Split it.")
     voxels = np.concatenate([sample for _, sample, _ in results], axis=1)
-    minima = np.median([minimum for _, _, minimum in results], axis=0)
     if voxels.shape[1] == 0:
         raise DataError(f"{dataset.root}: no label has any foreground; there is nothing to learn.")
+    if unknown := [name for name, v in zip(dataset.channels, voxels, strict=True) if _is_nan(v)]:
+        raise DataError(
+            f"{dataset.root}: no labelled case has channel {unknown[0]} where it has foreground; "
+            "expected one at least. Leave the channel out."
+        )
+    minima = np.nanmedian([minimum for _, _, minimum in results], axis=0)
     return Fingerprint(
         dataset=dataset.name,
         spatial_dims=spatial_dims.pop(),
         cases=tuple(case for case, _, _ in results),
         channels=tuple(
-            _describe_channel(name, voxels[c], float(minima[c]))
+            _describe_channel(name, voxels[c], float(minima[c]), name in dataset.optional_channels)
             for c, name in enumerate(dataset.channels)
         ),
     )
@@ -118,7 +140,10 @@ def compute_fingerprint(
 def _measure_case(
     dataset: Dataset, index: int
 ) -> tuple[CaseFingerprint, NDArray[np.float32], NDArray[np.float32]]:
-    """The case's row, its sampled foreground voxels (C, n) and its minimum per channel (C)."""
+    """The case's row, its sampled foreground voxels (C, n) and its minimum per channel (C).
+
+    Both are nan for a channel that the case lacks.
+    """
     case: Case = dataset.cases[index]
     image, label = read_case(case, dataset.channels, dataset.classes)
     if label is None:
@@ -126,8 +151,9 @@ def _measure_case(
     array, geometry = image.geometry.to_canonical(image.array)
     label, _ = image.geometry.to_canonical(label)
     content = find_content(array)
-    counts = np.bincount(label.ravel(), minlength=dataset.classes.num_classes)
-    foreground = np.flatnonzero(label.ravel())
+    number = dataset.classes.num_classes
+    counts = np.bincount(label.ravel(), minlength=number)[:number]
+    foreground = np.flatnonzero((label.ravel() > 0) & (label.ravel() < number))
     if foreground.size > VOXELS_PER_CASE:
         # The case's index seeds the draw, so that the fingerprint does not depend on threads.
         rng = np.random.default_rng(index)
@@ -138,14 +164,49 @@ def _measure_case(
         shape=content.shape,
         spacing_mm=geometry.spacing_mm,
         class_voxels=tuple(int(count) for count in counts),
+        class_radius_mm=measure_radii(label, geometry.spacing_mm, number),
     )
     flat = array.reshape(len(array), -1)
-    return row, flat[:, foreground], flat.min(axis=1)
+    sample, minima = flat[:, foreground], flat.min(axis=1)
+    absent = list(image.absent)
+    sample[absent], minima[absent] = np.nan, np.nan
+    return row, sample, minima
+
+
+def _is_nan(voxels: NDArray[np.float32]) -> bool:
+    return bool(np.isnan(voxels).all())
+
+
+def measure_radii(
+    label: NDArray[np.integer[Any]], spacing_mm: Sequence[float], num_classes: int
+) -> tuple[float, ...]:
+    """Radius in mm of the ball with the volume per surface that each class has; 0 if absent.
+
+    The surface is that of the voxel faces, corrected for their staircase.
+
+    Args:
+        label: (*S) class indices.
+        spacing_mm: of its axes.
+        num_classes: background counted, which has no radius.
+    """
+    voxel, dims = float(np.prod(spacing_mm)), label.ndim
+    faces = np.zeros(num_classes)
+    for axis, spacing in enumerate(spacing_mm):
+        lines = np.moveaxis(label, axis, 0)
+        is_face = lines[1:] != lines[:-1]
+        for side in (lines[1:], lines[:-1]):
+            found = np.bincount(side[is_face], minlength=num_classes)[:num_classes]
+            faces += found * voxel / spacing
+    volumes = np.bincount(label.ravel(), minlength=num_classes)[:num_classes] * voxel
+    # A class that fills the volume has no face at all.
+    radii = dims * STAIRCASE[dims] * volumes / np.maximum(faces, voxel ** (1 - 1 / dims))
+    return (0.0, *(round(float(radius), 3) for radius in radii[1:]))
 
 
 def _describe_channel(
-    name: str, voxels: NDArray[np.float32], image_minimum: float
+    name: str, voxels: NDArray[np.float32], image_minimum: float, optional: bool
 ) -> ChannelFingerprint:
+    voxels = voxels[~np.isnan(voxels)]
     low, median, high = np.percentile(voxels, [0.5, 50, 99.5])
     return ChannelFingerprint(
         name=name,
@@ -155,4 +216,5 @@ def _describe_channel(
         percentile_0_5=float(low),
         percentile_99_5=float(high),
         image_minimum=image_minimum,
+        optional=optional,
     )

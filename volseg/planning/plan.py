@@ -28,6 +28,8 @@ class Normalisation(Record):
     channel: str
     scheme: Literal["ct", "zscore"]
     nonzero_only: bool = False
+    optional: bool = False
+    """Whether a case may lack the channel, which is then zero."""
     clip_low: float | None = None
     clip_high: float | None = None
     mean: float | None = None
@@ -56,6 +58,8 @@ class NetworkPlan(Record):
     """Shape of the network: one entry per level, level 0 the finest."""
 
     name: str
+    slice_axis: Literal[0, 1, 2] | None = None
+    """Axis whose slices a 2D network sees one by one; None for a network on the whole patch."""
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     kernel_sizes: tuple[tuple[int, ...], ...]
@@ -72,9 +76,18 @@ class NetworkPlan(Record):
                 "channels, strides and kernel_sizes have {}, {} and {} levels; expected the "
                 "same number".format(*lengths)
             )
+        self._check_slices()
         if taken := set(self.options) & (set(type(self).model_fields) | _NOT_OPTIONS):
             raise ValueError(f"options: {', '.join(sorted(taken))} cannot be set there")
         return self
+
+    def _check_slices(self) -> None:
+        axis = self.slice_axis
+        for name in ("strides", "kernel_sizes") if axis is not None else ():
+            if any(len(level) != 3 or level[axis] != 1 for level in getattr(self, name)):
+                raise ValueError(
+                    f"{name}: every level needs three entries and a 1 on the slice axis {axis}"
+                )
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -92,7 +105,8 @@ class Plan(Record):
 
     spatial_dims: Literal[2, 3]
     spacing_mm: tuple[Positive, ...]
-    """Voxel size that the network sees; axes point right, anterior, superior."""
+    """Voxel size that the network sees; axes point right, anterior, superior. Across slices that
+    are seen one by one volumes keep their own, and this is the median."""
     patch: tuple[int, ...]
     """Training crop and prediction window, voxels of `spacing_mm`."""
     batch_size: int
@@ -109,7 +123,22 @@ class Plan(Record):
             if any(len(level) != self.spatial_dims for level in levels):
                 raise ValueError(f"network: every level needs {self.spatial_dims} entries")
         check_divisible(self.patch, self.network.divisor)
+        axis = self.network.slice_axis
+        if axis is not None and (self.spatial_dims != 3 or self.patch[axis] != 1):
+            raise ValueError(f"patch {self.patch} has not 1 voxel on the slice axis {axis}")
         return self
+
+    @property
+    def network_dims(self) -> int:
+        """Number of axes along which the network looks."""
+        return self.spatial_dims if self.network.slice_axis is None else 2
+
+    def target_spacing(self, spacing_mm: Sequence[float]) -> tuple[float, ...]:
+        """Voxel size that a volume of `spacing_mm` is brought to; its own across slices."""
+        return tuple(
+            own if axis == self.network.slice_axis else target
+            for axis, (own, target) in enumerate(zip(spacing_mm, self.spacing_mm, strict=True))
+        )
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -117,9 +146,20 @@ class Plan(Record):
         return tuple(normalisation.channel for normalisation in self.normalisation)
 
     @property
+    def optional_channels(self) -> tuple[int, ...]:
+        """Numbers of the channels that a case may lack."""
+        return tuple(number for number, n in enumerate(self.normalisation) if n.optional)
+
+    @property
     def preparation(self) -> dict[str, Any]:
         """The part that decides what a prepared case holds: the cache's key."""
-        return self.model_dump(mode="json", include={"spacing_mm", "normalisation"})
+        facts = self.model_dump(
+            mode="json",
+            include={"spacing_mm", "normalisation"},
+            exclude={"normalisation": {"__all__": {"optional"}}},
+        )
+        axis = self.network.slice_axis
+        return facts if axis is None else {**facts, "slice_axis": axis}
 
     def write_yaml(self, path: Path, reasons: Sequence[str] = ()) -> None:
         """Write for people: `reasons` as comments on top, then the values."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from volseg.config import Config, PlanConfig
 from volseg.errors import ConfigError
-from volseg.planning.architectures import choose_supervision, find_architecture
+from volseg.planning.architectures import OWN, choose_supervision, find_architecture
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import ChannelFingerprint, Fingerprint
 from volseg.planning.machine import Machine
@@ -24,6 +25,11 @@ from volseg.planning.plan import NetworkPlan, Normalisation, Plan
 
 ANISOTROPY = 3.0
 """An axis is coarse if its spacing is this many times that of every other axis (nnU-Net's)."""
+COVERAGE = 0.25
+"""A patch that shows a smaller share of the volume asks for a coarser spacing (nnU-Net's)."""
+COARSER = 1.15
+RADIUS_SHARE = 0.08
+"""No spacing becomes coarser than this share of the thinnest class's radius."""
 MIN_LEVEL_SIZE = 4
 """No level is smaller than this along an axis that is strided (nnU-Net's)."""
 MAX_CHANNELS = {2: 512, 3: 320}
@@ -74,19 +80,24 @@ def make_plan(
         ConfigError: a fixed value contradicts another, or nothing fits into memory.
     """
     fixed = config.plan
-    spacing = fixed.spacing_mm or choose_spacing(fingerprint)
-    if len(spacing) != fingerprint.spatial_dims:
-        raise ConfigError(
-            f"plan.spacing_mm {spacing}; expected {fingerprint.spatial_dims} values, one per axis."
-        )
-    if fixed.patch and len(fixed.patch) != fingerprint.spatial_dims:
-        raise ConfigError(
-            f"plan.patch {fixed.patch}; expected {fingerprint.spatial_dims} values, one per axis."
-        )
-    search = _Search(fingerprint, machine, config, num_classes, tuple(spacing))
+    slice_axis = choose_slice_axis(fingerprint) if fixed.slices else None
+    _check_fixed(fixed, fingerprint, slice_axis)
+    planned_mm = fingerprint.median_spacing_mm if fixed.slices else choose_spacing(fingerprint)
+    spacing = tuple(fixed.spacing_mm or planned_mm)
+    search = _Search(fingerprint, machine, config, num_classes, spacing, slice_axis)
     network, patch, batch_size = search.run()
+    may_coarsen = not (fixed.slices or fixed.spacing_mm or fixed.patch)
+    while may_coarsen and search.coverage(patch) < COVERAGE:
+        coarser = coarsen(spacing, fingerprint.radius_mm)
+        if coarser is None:
+            break
+        spacing = coarser
+        search = _Search(fingerprint, machine, config, num_classes, spacing)
+        network, patch, batch_size = search.run()
     cost = compute_cost(network, patch, len(fingerprint.channels), num_classes)
     step_seconds = cost.step_seconds(machine, batch_size)
+    if slice_axis is not None:
+        network, patch = _across_slices(network, patch, slice_axis)
     plan = Plan.parse(
         {
             "spatial_dims": fingerprint.spatial_dims,
@@ -101,8 +112,67 @@ def make_plan(
         },
         "plan",
     )
-    reasons = _explain(plan, search.median_shape, fingerprint, machine, config, step_seconds)
+    reasons = _explain(plan, search.volume_shape, fingerprint, machine, config, step_seconds)
     return PlannedTraining(plan, reasons, machine)
+
+
+def _check_fixed(fixed: PlanConfig, fingerprint: Fingerprint, slice_axis: int | None) -> None:
+    """Refuse values of the user's that do not fit the images."""
+    dims = fingerprint.spatial_dims
+    for name in ("spacing_mm", "patch"):
+        values = getattr(fixed, name)
+        if values and len(values) != dims:
+            raise ConfigError(f"plan.{name} {values}; expected {dims} values, one per axis.")
+    if slice_axis is None:
+        return
+    if fixed.patch and fixed.patch[slice_axis] != 1:
+        raise ConfigError(
+            f"plan.patch {fixed.patch} with plan.slices; expected a single slice. Set axis "
+            f"{slice_axis} to 1."
+        )
+    own_mm = fingerprint.median_spacing_mm[slice_axis]
+    if fixed.spacing_mm and not math.isclose(fixed.spacing_mm[slice_axis], own_mm, rel_tol=1e-3):
+        raise ConfigError(
+            f"plan.spacing_mm {fixed.spacing_mm} with plan.slices, which never resamples across "
+            f"slices; expected the volumes' own median there. Set axis {slice_axis} to {own_mm:g}."
+        )
+
+
+def choose_slice_axis(fingerprint: Fingerprint) -> int:
+    """The coarsest axis, of equal ones the last.
+
+    Raises:
+        ConfigError: pictures have no slices.
+    """
+    if fingerprint.spatial_dims != 3:
+        raise ConfigError("plan.slices with 2D images; expected volumes. Leave it out.")
+    # Headers say 0.9999999 where they mean 1.
+    spacing = [round(value, 3) for value in fingerprint.median_spacing_mm]
+    return max(range(3), key=lambda axis: (spacing[axis], axis))
+
+
+def slice_thickness(fingerprint: Fingerprint) -> float:
+    """The coarsest spacing as a multiple of the next one; 1 for pictures."""
+    if fingerprint.spatial_dims != 3:
+        return 1.0
+    *_, next_mm, coarsest_mm = sorted(fingerprint.median_spacing_mm)
+    return coarsest_mm / next_mm
+
+
+def _across_slices(
+    network: NetworkPlan, patch: tuple[int, ...], axis: int
+) -> tuple[NetworkPlan, tuple[int, ...]]:
+    """Network and patch in the plane as those of a volume, with a 1 along the slice axis."""
+
+    def insert(values: Sequence[int]) -> tuple[int, ...]:
+        return (*values[:axis], 1, *values[axis:])
+
+    levels = {
+        "slice_axis": axis,
+        "strides": tuple(map(insert, network.strides)),
+        "kernel_sizes": tuple(map(insert, network.kernel_sizes)),
+    }
+    return network.model_copy(update=levels), insert(patch)
 
 
 def choose_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
@@ -121,6 +191,14 @@ def choose_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
     return tuple(spacing)
 
 
+def coarsen(spacing_mm: Sequence[float], radius_mm: float) -> tuple[float, ...] | None:
+    """The finest axes a step coarser; None where the thinnest class would lose its shape."""
+    finest = COARSER * min(spacing_mm)
+    if finest > RADIUS_SHARE * radius_mm:
+        return None
+    return tuple(max(value, finest) for value in spacing_mm)
+
+
 def choose_normalisation(
     channel: ChannelFingerprint, fingerprint: Fingerprint, fixed: PlanConfig
 ) -> Normalisation:
@@ -128,10 +206,16 @@ def choose_normalisation(
     scheme = fixed.normalisation or ("ct" if is_ct(channel) else "zscore")
     if scheme == "zscore":
         nonzero_only = fingerprint.content_fraction < 0.75
-        return Normalisation(channel=channel.name, scheme="zscore", nonzero_only=nonzero_only)
+        return Normalisation(
+            channel=channel.name,
+            scheme="zscore",
+            nonzero_only=nonzero_only,
+            optional=channel.optional,
+        )
     return Normalisation(
         channel=channel.name,
         scheme="ct",
+        optional=channel.optional,
         clip_low=round(channel.percentile_0_5, 3),
         clip_high=round(channel.percentile_99_5, 3),
         mean=round(channel.mean, 4),
@@ -185,24 +269,34 @@ class _Search:
         config: Config,
         num_classes: int,
         spacing_mm: tuple[float, ...],
+        slice_axis: int | None = None,
     ) -> None:
-        self.dims = fingerprint.spatial_dims
         self.machine, self.config = machine, config
         self.num_channels, self.num_classes = len(fingerprint.channels), num_classes
-        self.spacing_mm = spacing_mm
+        zooms = [np.array(case.spacing_mm) / np.array(spacing_mm) for case in fingerprint.cases]
+        if slice_axis is not None:
+            for zoom in zooms:
+                zoom[slice_axis] = 1
         shapes = [
-            np.array(case.shape) * np.array(case.spacing_mm) / np.array(spacing_mm)
-            for case in fingerprint.cases
+            np.array(case.shape) * zoom for case, zoom in zip(fingerprint.cases, zooms, strict=True)
         ]
         self.dataset_voxels = float(sum(np.prod(shape) for shape in shapes))
-        self.median_shape = tuple(max(1, round(n)) for n in np.median(shapes, axis=0))
+        self.volume_shape = tuple(max(1, round(n)) for n in np.median(shapes, axis=0))
+
+        def look(values: Sequence[Any]) -> tuple[Any, ...]:
+            """Of the axes along which the network looks."""
+            return tuple(value for axis, value in enumerate(values) if axis != slice_axis)
+
+        self.spacing_mm, self.median_shape = look(spacing_mm), look(self.volume_shape)
+        self.dims = len(self.spacing_mm)
+        self.patch = look(config.plan.patch) if config.plan.patch else None
         self.batch_size = config.plan.batch_size or BATCH_SIZE[self.dims]
 
     def run(self) -> tuple[NetworkPlan, tuple[int, ...], int]:
         """Narrow the network first, then shrink the patch, then narrow further."""
         fixed = self.config.plan
         widths = (fixed.width,) if fixed.width else WIDTHS
-        patches = [fixed.patch] if fixed.patch else self._patches()
+        patches = [self.patch] if self.patch else self._patches()
         candidates = [(width, patches[0], GOOD_STEPS) for width in widths]
         candidates += [(widths[-1], patch, ENOUGH_STEPS) for patch in patches]
         candidates += [(widths[-1], patches[-1], FEW_STEPS)]
@@ -217,6 +311,10 @@ class _Search:
         network = self._network(width, patch)
         self._use_spare_time(width, patch)
         return network, self._pad(patch, network), self.batch_size
+
+    def coverage(self, patch: Sequence[int]) -> float:
+        """Share of the median volume that a patch shows."""
+        return math.prod(min(1.0, n / m) for n, m in zip(patch, self.median_shape, strict=True))
 
     def _use_spare_time(self, width: int, patch: tuple[int, ...]) -> None:
         """Double the batch while time and memory allow, up to a share of the dataset's voxels."""
@@ -264,8 +362,9 @@ class _Search:
 
     def _network(self, width: int, patch: tuple[int, ...]) -> NetworkPlan:
         strides, kernels = plan_levels(patch, self.spacing_mm, self.config.plan.num_levels)
+        growth = 1 if self.config.plan.pocket else 2
         channels = tuple(
-            min(width * 2**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
+            min(width * growth**level, MAX_CHANNELS[self.dims]) for level in range(len(strides))
         )
         chosen = self.config.network
         return NetworkPlan.parse(
@@ -282,7 +381,7 @@ class _Search:
 
     def _pad(self, patch: tuple[int, ...], network: NetworkPlan) -> tuple[int, ...]:
         """Round up to what the network divides; a patch that the user fixed stays as it is."""
-        if self.config.plan.patch:
+        if self.patch:
             return patch
         return tuple(math.ceil(n / d) * d for n, d in zip(patch, network.divisor, strict=True))
 
@@ -321,6 +420,16 @@ def _explain(
     if minutes:
         steps = TRAINING_SHARE * minutes * 60 / step_seconds
         lines.append(f"Time: {minutes:g} minutes, about {steps:.0f} steps.")
+    if find_architecture(plan.network.name) is OWN:
+        lines.append(
+            f"Network: '{plan.network.name}' is your own. Its time and memory are taken for those "
+            "of the U-Net with these levels; the training measures its speed."
+        )
+    if (axis := plan.network.slice_axis) is not None:
+        lines.append(
+            f"Slices: a 2D network sees those along axis {axis} one by one. Volumes are never "
+            "resampled there; the spacing is their median."
+        )
     if any(n.scheme == "ct" for n in plan.normalisation) and config.plan.normalisation is None:
         lines.append("Normalisation 'ct': the channel is CT by its name or its values in HU.")
     return tuple(lines)

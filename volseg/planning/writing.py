@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from volseg.config import Config
@@ -14,7 +15,7 @@ from volseg.planning.architectures import choose_supervision
 from volseg.planning.fingerprint import compute_fingerprint
 from volseg.planning.machine import Machine, describe_cpu
 from volseg.planning.plan import Plan
-from volseg.planning.planner import PlannedTraining, make_plan
+from volseg.planning.planner import ANISOTROPY, PlannedTraining, make_plan, slice_thickness
 from volseg.progress import show_progress
 from volseg.run_folder import RunFolder, open_run
 
@@ -29,7 +30,7 @@ def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
         DataError: the dataset cannot be used.
     """
     choose_supervision(config.network.name, config.network.deep_supervision)
-    found = find_dataset(dataset)
+    found = find_dataset(dataset, config.data.optional_channels).with_labels(config.data)
     run = open_run(output, found)
     if run.plan.exists():
         raise ConfigError(f"{run.plan} exists; nothing was changed. Remove it to plan again.")
@@ -42,6 +43,7 @@ def write_plan(
     config: Config,
     measure: Callable[[int], Machine],
     check: Callable[[Plan], None] | None = None,
+    adapt: Callable[[Plan], Plan] | None = None,
 ) -> PlannedTraining:
     """Read every case, measure the machine, plan, and write both files.
 
@@ -51,6 +53,7 @@ def write_plan(
         config: fixed values and the length of the training.
         measure: gives the training device for a number of spatial axes.
         check: refuses a plan before it is written.
+        adapt: changes a plan before it is checked.
 
     Raises:
         DataError: a case cannot be read.
@@ -58,8 +61,10 @@ def write_plan(
     with show_progress("Reading cases") as update:
         fingerprint = compute_fingerprint(dataset, update)
     fingerprint.write_json(run.fingerprint)
-    machine = measure(fingerprint.spatial_dims)
-    planned = make_plan(fingerprint, machine, config, dataset.classes.num_classes)
+    machine = measure(2 if config.plan.slices else fingerprint.spatial_dims)
+    planned = make_plan(fingerprint, machine, config, dataset.classes.num_outputs)
+    if adapt is not None:
+        planned = replace(planned, plan=adapt(planned.plan))
     if check is not None:
         check(planned.plan)
     planned.plan.write_yaml(run.plan, planned.reasons)
@@ -72,6 +77,12 @@ def write_plan(
         " ".join(map(str, plan.network.channels)),
         run.plan,
     )
+    if config.plan.slices is None and (thickness := slice_thickness(fingerprint)) >= ANISOTROPY:
+        logger.info(
+            "slices are %.1f times as thick as their pixels are wide; a 2D network that sees them "
+            "one by one may do better: --set plan.slices=true",
+            thickness,
+        )
     return planned
 
 
@@ -82,10 +93,12 @@ def find_contradiction(plan: Plan, config: Config) -> str | None:
     """
     network = plan.network
     values = {
+        "slices": network.slice_axis is not None,
         "spacing_mm": plan.spacing_mm,
         "patch": plan.patch,
         "batch_size": plan.batch_size,
         "width": network.channels[0],
+        "pocket": len(set(network.channels)) == 1,
         "num_levels": len(network.channels),
         "normalisation": "/".join(sorted({n.scheme for n in plan.normalisation})),
     }

@@ -22,13 +22,36 @@ class Budget:
 
     Args:
         num_steps: known or predicted.
-        minutes: wall-clock time for all steps and validations.
+        minutes: wall-clock time for all steps and validations, of those before an extension too.
     """
 
     def __init__(self, num_steps: int, minutes: float | None = None) -> None:
         self.minutes = minutes
         self.end = max(1, num_steps)
+        self._begin_step, self._begin_s = 0, 0.0
         self._anchor_step, self._anchor_progress = 0, 0.0
+        self._corrections = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the training, or of its last extension."""
+        return self.end - self._begin_step
+
+    def extend(
+        self, step: int, elapsed_s: float, num_steps: int, minutes: float | None = None
+    ) -> None:
+        """Begin anew behind a finished training.
+
+        Args:
+            step: steps so far.
+            elapsed_s: time so far.
+            num_steps: to add, known or predicted.
+            minutes: to add; None means that `num_steps` is final.
+        """
+        self._begin_step, self._begin_s = step, elapsed_s
+        self.end = step + max(1, num_steps)
+        self.minutes = None if minutes is None else elapsed_s / 60 + minutes
+        self._anchor_step, self._anchor_progress = step, 0.0
         self._corrections = 0
 
     def progress(self, step: int) -> float:
@@ -38,14 +61,15 @@ class Budget:
 
     def correct(self, step: int, elapsed_s: float) -> None:
         """After `step` steps in `elapsed_s`, fit the steps left to the time left, if it is due."""
-        if self.minutes is None or step < FIRST_STEPS or step >= self.end:
+        done, spent_s = step - self._begin_step, elapsed_s - self._begin_s
+        if self.minutes is None or done < FIRST_STEPS or step >= self.end:
             return
         due = sum(self.progress(step) >= at for at in CORRECTIONS) + 1
         if due <= self._corrections:
             return
         self._anchor_progress, self._anchor_step = self.progress(step), step
         left_s = self.minutes * 60 - elapsed_s
-        self.end = step + max(1, round(left_s * step / elapsed_s))
+        self.end = step + max(1, round(left_s * done / spent_s))
         self._corrections = due
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,13 @@ class Counters:
     """Ids of the cases that validate, chosen once."""
     validate_every: int = 1
     """In rounds."""
+    parts: int = 1
+    """In which a batch is computed."""
+    validations_since_best: int = 0
+    is_settled: bool = False
+    """Whether the training ended before its last step, since no validation got better."""
+    extensions: int = 0
+    """How often a finished training was given more time or epochs."""
 
 
 class Checkpoints:

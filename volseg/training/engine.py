@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from ignite.engine import Engine, EventEnum, Events
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from volseg.config import OptimizerConfig
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, MachineError
 from volseg.losses import MultiLevelLoss
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
+from volseg.training.muon import Muon
+from volseg.training.parallel import add_up, count_processes, get_rank, is_first
+from volseg.training.precision import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,20 @@ class Learner:
     budget: Budget
     config: OptimizerConfig
     seed: int
+    precision: torch.dtype = torch.float32
+    forward: Callable[[Tensor], Any] = field(init=False)
+    """The network, perhaps compiled, perhaps one of several processes."""
+    wants_stop: bool = False
     counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        """Compute with the network as it is until it is compiled."""
+        self.forward = self.network
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done, or the patience is at its end."""
+        return self.counters.is_settled or self.counters.step >= self.budget.end
 
 
 def make_learner(
@@ -63,15 +80,30 @@ def make_learner(
     budget: Budget,
     config: OptimizerConfig,
     seed: int,
+    precision: torch.dtype = torch.float32,
 ) -> Learner:
-    """AdamW, loss scaling on a GPU, and a moving average whose horizon grows with the steps."""
+    """Optimiser, loss scaling of float16, and a moving average over a growing horizon."""
     network.to(device).train()
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    optimizer = make_optimizer(network, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    return Learner(
+        network, average, optimizer, scaler, loss, device, budget, config, seed, precision
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    return Learner(network, average, optimizer, scaler, loss, device, budget, config, seed)
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser of all parameters that are not frozen."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    rate, decay, momentum = config.learning_rate, config.weight_decay, config.momentum
+    if config.name == "sgd":
+        momentum = 0.99 if momentum is None else momentum
+        return torch.optim.SGD(
+            parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0
+        )
+    if config.name == "muon":
+        return Muon(parameters, rate, 0.95 if momentum is None else momentum, decay)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
 
 def _average_function(
@@ -81,7 +113,7 @@ def _average_function(
 
     @torch.no_grad()
     def update(averages: Weights, weights: Weights, num_averaged: Tensor | int) -> None:
-        horizon = min(max(1.0, share * budget.end), 1 + int(num_averaged) / 9)
+        horizon = min(max(1.0, share * budget.num_steps), 1 + int(num_averaged) / 9)
         torch._foreach_lerp_(averages, weights, 1 / horizon)
 
     return update
@@ -99,34 +131,72 @@ def create_trainer(learner: Learner) -> Engine:
 
     def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> float:
         image, target = (part.to(learner.device, non_blocking=True) for part in batch)
-        # The step's number seeds dropout, so that a resumed training draws the same.
-        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step)
         progress = learner.budget.progress(learner.counters.step)
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(learner.config, progress)
-        learner.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(learner.device.type, enabled=learner.scaler.is_enabled()):
-            logits = learner.network(image)
         learner.loss.progress = progress
-        loss: Tensor = learner.loss(logits, target)
-        if not torch.isfinite(loss):
+        loss = compute_gradients(learner, image, target)
+        if not math.isfinite(loss):
             raise ConfigError(
-                f"the loss became {loss.item()} at step {learner.counters.step}; expected a finite "
+                f"the loss became {loss} at step {learner.counters.step}; expected a finite "
                 "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
             )
-        torch.autograd.backward(learner.scaler.scale(loss))
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         learner.average.update_parameters(learner.network)
-        return loss.item()
+        return loss
 
     trainer = Engine(step)
     # The error itself reaches the user; ignite would announce it twice before.
     trainer.logger.setLevel(logging.CRITICAL)
     trainer.register_events(*TrainingEvents)
     return trainer
+
+
+def compute_gradients(learner: Learner, image: Tensor, target: Tensor) -> float:
+    """Forward and backward pass of a batch in ``counters.parts`` parts; returns the mean loss.
+
+    Where memory runs out the batch is computed again in twice as many parts.
+
+    Raises:
+        MachineError: one sample alone does not fit into memory.
+    """
+    while True:
+        # The step's number seeds dropout, so that a resumed training draws the same.
+        torch.manual_seed(learner.seed * 1_000_003 + learner.counters.step + 7919 * get_rank())
+        learner.optimizer.zero_grad(set_to_none=True)
+        try:
+            return _accumulate(learner, image, target)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Processes that compute in different parts would wait for each other for ever.
+            if learner.counters.parts >= len(image) or count_processes() > 1:
+                raise MachineError(
+                    f"a patch of {list(image.shape[2:])} does not fit into the memory of "
+                    f"{learner.device} in {learner.counters.parts} parts of a batch. Lower "
+                    "plan.patch or plan.width, set training.recompute, or raise training.parts."
+                ) from error
+        # Behind the handler, whose error keeps the feature maps alive.
+        learner.counters.parts *= 2
+        if learner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("out of memory: batches are computed in %d parts", learner.counters.parts)
+
+
+def _accumulate(learner: Learner, image: Tensor, target: Tensor) -> float:
+    total = 0.0
+    parts = min(learner.counters.parts, len(image))
+    for some, wanted in zip(image.tensor_split(parts), target.tensor_split(parts), strict=True):
+        is_reduced = learner.precision != torch.float32
+        with torch.autocast(learner.device.type, learner.precision, enabled=is_reduced):
+            logits = learner.forward(some)
+        loss = learner.loss(logits, wanted) * (len(some) / len(image))
+        torch.autograd.backward(learner.scaler.scale(loss))
+        total += loss.item()
+    return total
 
 
 def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
@@ -143,24 +213,39 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         now = time.monotonic()
         counters.elapsed_s += now - clock["last"]
         clock["last"] = now
+        counters.elapsed_s, wants_stop = _agree(counters.elapsed_s, learner.wants_stop)
+        if wants_stop:
+            engine.interrupt()
         after = budget.progress(counters.step)
         budget.correct(counters.step, counters.elapsed_s)
-        is_done = counters.step >= budget.end
+        is_done = learner.is_complete
         # A rounding error below a millionth of a round must not delay it by a step.
         if is_done or math.floor(after * num_rounds + 1e-6) > math.floor(
             before * num_rounds + 1e-6
         ):
             engine.fire_event(TrainingEvents.ROUND_COMPLETED)
-        if is_done:
+        if learner.is_complete:
             engine.terminate()
 
     trainer.add_event_handler(Events.STARTED, start)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
 
 
+def _agree(elapsed_s: float, wants_stop: bool) -> tuple[float, bool]:
+    """The first process's clock, and whether any process was asked to stop."""
+    if count_processes() == 1:
+        return elapsed_s, wants_stop
+    said = torch.tensor([elapsed_s if is_first() else 0.0, float(wants_stop)], dtype=torch.float64)
+    elapsed, stops = add_up(said).tolist()
+    return elapsed, stops > 0
+
+
 def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
     """Write ``checkpoint_last.pt`` every round, every few minutes, and when the engine stops."""
     clock = {"saved": time.monotonic()}
+
+    if not is_first():
+        return
 
     def save(engine: Engine) -> None:
         checkpoints.save_last()
@@ -176,7 +261,7 @@ def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
 
 
 @contextmanager
-def stop_on_interrupt(trainer: Engine) -> Iterator[None]:
+def stop_on_interrupt(learner: Learner) -> Iterator[None]:
     """Ctrl-C ends the training after the step in flight; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -185,7 +270,7 @@ def stop_on_interrupt(trainer: Engine) -> Iterator[None]:
     def stop(signal_number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         logger.warning("stopping after this step; Ctrl-C again stops at once")
-        trainer.interrupt()
+        learner.wants_stop = True
 
     previous = signal.signal(signal.SIGINT, stop)
     try:

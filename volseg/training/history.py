@@ -24,6 +24,12 @@ class History:
             file.write(json.dumps(row) + "\n")
 
 
+def read_step_seconds(path: Path) -> float | None:
+    """Of a training so far, its validations included; None before its first round."""
+    rows = _read(path)
+    return 60 * float(rows[-1]["minutes"]) / int(rows[-1]["step"]) if rows else None
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """Complete lines; a line cut by a kill is left out."""
     rows = []

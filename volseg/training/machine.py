@@ -17,8 +17,10 @@ _PROBE_WIDTHS = (16, 32)
 _PROBE_LEVELS = 4
 
 
-def measure_machine(device: torch.device, spatial_dims: int) -> Machine:
-    """Time training steps of a narrow and a wide U-Net; a few seconds.
+def measure_machine(
+    device: torch.device, spatial_dims: int, precision: torch.dtype = torch.float32
+) -> Machine:
+    """Time training steps of a narrow and a wide U-Net in `precision`; a few seconds.
 
     The narrow one is bound by memory, the wide one by arithmetic; together they give the two
     rates of a `Machine`.
@@ -28,7 +30,7 @@ def measure_machine(device: torch.device, spatial_dims: int) -> Machine:
         network = _probe_network(width, spatial_dims)
         cost = compute_cost(network, _PROBE_PATCH[spatial_dims], 1, 2)
         costs.append((cost.gflop, cost.feature_mvoxels))
-        seconds.append(_time_step(network, spatial_dims, device))
+        seconds.append(_time_step(network, spatial_dims, device, precision))
     # A negative rate is noise of the timing; the other rate then explains both steps.
     rates = np.linalg.lstsq(np.array(costs), np.array(seconds), rcond=None)[0]
     if rates.min() <= 0:
@@ -56,7 +58,9 @@ def _probe_network(width: int, spatial_dims: int) -> NetworkPlan:
     )
 
 
-def _time_step(plan: NetworkPlan, spatial_dims: int, device: torch.device) -> float:
+def _time_step(
+    plan: NetworkPlan, spatial_dims: int, device: torch.device, precision: torch.dtype
+) -> float:
     """Seconds of a forward and backward pass, the best of two after a warm-up."""
     options = {"spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
     network = build_network(plan.name, **options, **plan.keywords()).to(device)
@@ -65,7 +69,7 @@ def _time_step(plan: NetworkPlan, spatial_dims: int, device: torch.device) -> fl
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             loss = network(image).float().square().mean()
         loss.backward()
         if device.type == "cuda":

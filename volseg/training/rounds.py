@@ -14,12 +14,15 @@ from torch import nn
 
 from volseg.config import TrainingConfig
 from volseg.data.cache import CachedCase
+from volseg.data.cases import Classes
 from volseg.evaluation.pictures import draw_progress
 from volseg.planning import Plan
 from volseg.progress import Update
 from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import Learner, TrainingEvents
 from volseg.training.history import History
+from volseg.training.pace import Pace
+from volseg.training.parallel import agree_on_mean, is_first
 from volseg.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -35,18 +38,19 @@ class Validator:
 
     cases: Sequence[CachedCase]
     plan: Plan
-    class_names: Sequence[str]
+    classes: Classes
     device: torch.device
 
     def measure(self, network: nn.Module) -> dict[str, Any]:
-        """Mean Dice and Dice by class; None where no case has the class."""
+        """Mean Dice and Dice by class or region; None where no case has it."""
         if not self.cases:
             return {}
-        dice = validate(network, self.cases, self.plan, self.device)
+        dice = validate(network, self.cases, self.plan, self.classes, self.device)
+        names = self.classes.output_names[0 if self.classes.regions else 1 :]
         known = [value for value in dice if math.isfinite(value)]
         by_class = {
             name: value if math.isfinite(value) else None
-            for name, value in zip(self.class_names, dice, strict=True)
+            for name, value in zip(names, dice, strict=True)
         }
         mean = sum(known) / len(known) if known else None
         return {"val_dice": mean, "val_dice_by_class": by_class}
@@ -58,11 +62,13 @@ def choose_validation(
     step_seconds: float,
     training: TrainingConfig,
     num_rounds: int,
+    keep_all: bool = False,
 ) -> tuple[list[CachedCase], int]:
     """Cases that validate, evenly spread, and every how many rounds they do.
 
     As many as `VALIDATION_SHARE` of the time allows `VALIDATIONS` times. Where that is less than
-    two, two of them validate less often, and the end of the training at least.
+    two, or where all are kept that are given, they validate less often, and at the end of the
+    training at least.
     """
     if not cases:
         return [], 1
@@ -72,14 +78,17 @@ def choose_validation(
     # Forward is about a third of a training step, which takes a whole batch.
     case_s = windows * step_seconds / plan.batch_size / 3
     affordable = VALIDATION_SHARE * total_s / case_s
-    number = min(len(cases), max(2, int(affordable / VALIDATIONS)))
+    number = len(cases) if keep_all else min(len(cases), max(2, int(affordable / VALIDATIONS)))
     times = min(VALIDATIONS, max(1, int(affordable / number)))
     return [cases[i * len(cases) // number] for i in range(number)], math.ceil(num_rounds / times)
 
 
 def _count_windows(shape: Sequence[int], window: Sequence[int]) -> int:
-    """Windows that overlap by half."""
-    return math.prod(max(1, math.ceil(2 * n / w) - 1) for n, w in zip(shape, window, strict=True))
+    """Windows that overlap by half; single slices do not."""
+    return math.prod(
+        n if w == 1 else max(1, math.ceil(2 * n / w) - 1)
+        for n, w in zip(shape, window, strict=True)
+    )
 
 
 def attach_rounds(
@@ -88,11 +97,14 @@ def attach_rounds(
     checkpoints: Checkpoints,
     history: History,
     validator: Validator,
+    pace: Pace,
     num_rounds: int,
+    patience: int | None = None,
 ) -> None:
     """Each round: a row of history; every few rounds and at the end: validation.
 
-    The checkpoint with the best validation Dice so far is kept.
+    The checkpoint with the best validation Dice so far is kept. After `patience` validations
+    without a better one the training is complete.
     """
     losses: list[float] = []
     counters, budget = learner.counters, learner.budget
@@ -105,21 +117,32 @@ def attach_rounds(
         progress = budget.progress(counters.step)
         row: dict[str, Any] = {
             "step": counters.step,
+            **({"extension": counters.extensions} if counters.extensions else {}),
             "minutes": round(counters.elapsed_s / 60, 3),
             "progress": round(progress, 4),
-            "loss": sum(losses) / len(losses),
+            "loss": agree_on_mean(sum(losses) / len(losses)),
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
+            **pace.end_round(),
         }
         losses.clear()
         if progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0:
             row |= validator.measure(checkpoints.averaged_network)
-        history.append(row)
-        draw_progress(history.path.with_name("progress.png"), history.rows)
-        _log_row(row, budget.end)
+        if is_first():
+            history.append(row)
+            draw_progress(history.path.with_name("progress.png"), history.rows)
+            _log_row(row, budget.end)
         dice = row.get("val_dice")
-        if dice is not None and dice > counters.best_dice:
-            counters.best_dice = dice
-            checkpoints.save_best()
+        if dice is None:
+            return
+        if dice > counters.best_dice:
+            counters.best_dice, counters.validations_since_best = dice, 0
+            if is_first():
+                checkpoints.save_best()
+            return
+        counters.validations_since_best += 1
+        if patience is not None and counters.validations_since_best >= patience:
+            counters.is_settled = True
+            logger.info("no better validation %d times in a row: the training ends", patience)
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
     trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, finish_round)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,40 +11,65 @@ from numpy.typing import NDArray
 from torch import nn
 
 from volseg.data.cache import CachedCase
-from volseg.inference.windows import predict_scores
+from volseg.data.cases import Classes
+from volseg.inference.windows import predict_scores, to_class_scores
 from volseg.planning.plan import Plan
+from volseg.training.parallel import add_up, count_processes, get_rank
 
 
 def validate(
-    network: nn.Module, cases: Sequence[CachedCase], plan: Plan, device: torch.device
+    network: nn.Module,
+    cases: Sequence[CachedCase],
+    plan: Plan,
+    classes: Classes,
+    device: torch.device,
 ) -> list[float]:
-    """Mean Dice per foreground class over `cases`; nan for a class that no case has.
+    """Mean Dice per region, or per foreground class, over `cases`; nan where no case has it.
 
     A case counts for a class unless reference and prediction are both empty, as in
-    `volseg.evaluation`. Leaves the network in the mode it was in.
+    `volseg.evaluation`. Leaves the network in the mode it was in. Of several processes each takes
+    its share of the cases, and all get the result.
     """
     was_training = network.training
     network.eval()
-    rows = [_case_dice(network, case, plan, device) for case in cases]
+    own = cases[get_rank() :: count_processes()]
+    number = classes.num_outputs - (0 if classes.regions else 1)
+    dice = np.full((len(own), number), math.nan)
+    for row, case in zip(dice, own, strict=True):
+        row[:] = _case_dice(network, case, plan, classes, device)
     network.train(was_training)
-    dice = np.stack(rows)
     counted = np.isfinite(dice)
-    total = np.where(counted, dice, 0).sum(0)
+    sums = np.stack([np.where(counted, dice, 0).sum(0), counted.sum(0)])
+    total, count = add_up(torch.from_numpy(sums)).numpy()
     with np.errstate(invalid="ignore"):
-        return [float(value) for value in total / counted.sum(0)]
+        return [float(value) for value in total / count]
 
 
 def _case_dice(
-    network: nn.Module, case: CachedCase, plan: Plan, device: torch.device
+    network: nn.Module, case: CachedCase, plan: Plan, classes: Classes, device: torch.device
 ) -> NDArray[np.float64]:
     image = torch.from_numpy(case.image.astype(np.float32))
     scores = predict_scores([network], image, plan.patch, device)
-    predicted = scores.argmax(0).numpy()
-    num_classes = len(scores)
-    counts = [
-        np.bincount(array.ravel(), minlength=num_classes)[1:]
-        for array in (case.label, predicted, case.label[case.label == predicted])
-    ]
-    reference, prediction, both = (count.astype(np.float64) for count in counts)
-    with np.errstate(invalid="ignore"):
-        return 2 * both / (reference + prediction)
+    predicted = to_class_scores(scores, classes).argmax(0).numpy()
+    # How often each pair of reference and prediction occurs, from which every union follows.
+    number, rows = classes.num_classes, classes.num_indices
+    pairs = np.bincount(case.label.ravel() * np.int64(number) + predicted.ravel())
+    pairs = np.pad(pairs, (0, rows * number - len(pairs))).reshape(rows, number)
+    members = classes.region_indices or tuple((index,) for index in range(1, number))
+    return np.array([_dice(pairs, list(indices), classes) for indices in members])
+
+
+def _dice(pairs: NDArray[np.int64], indices: list[int], classes: Classes) -> float:
+    """Of a union of classes; nan where it is nowhere, or the case says too little of it."""
+    is_open = [False] * classes.num_classes
+    for candidates in classes.candidates:
+        inside = set(candidates) & set(indices)
+        is_open.append(bool(inside) and inside != set(candidates))
+    for candidates, count in zip(classes.candidates, pairs[classes.num_classes :], strict=True):
+        is_partial = candidates in classes.unsure and set(candidates) & set(indices)
+        if is_partial and count.sum():
+            return math.nan
+    known = pairs[~np.array(is_open)]
+    both = pairs[np.ix_(indices, indices)].sum()
+    total = pairs[indices].sum() + known[:, indices].sum()
+    return float(2 * both / total) if total else math.nan

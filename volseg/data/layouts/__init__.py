@@ -10,21 +10,24 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from volseg.data.cases import Dataset
 from volseg.data.layouts import brats, datalist, folders, msd, nnunet
-from volseg.errors import DataError
+from volseg.errors import ConfigError, DataError, check_choice
 
 __all__ = ["find_dataset"]
 
 logger = logging.getLogger(__name__)
 
-_LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Dataset]], ...] = (
-    (datalist.detect, datalist.find),
+_Find = Callable[[Path, Container[str]], Dataset]
+
+_LAYOUTS: tuple[tuple[Callable[[Path], bool], _Find], ...] = (
+    # A list says itself which images there are, and MSD has all channels in one file.
+    (datalist.detect, lambda path, optional: datalist.find(path)),
     (nnunet.detect, nnunet.find),
-    (msd.detect, msd.find),
+    (msd.detect, lambda path, optional: msd.find(path)),
     (brats.detect, brats.find),
     (folders.detect, folders.find),
 )
@@ -35,16 +38,25 @@ _ACCEPTED = (
 )
 
 
-def find_dataset(path: str | os.PathLike[str]) -> Dataset:
+class _EveryChannel(Container[str]):
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def find_dataset(
+    path: str | os.PathLike[str], optional_channels: Sequence[str] | None = ()
+) -> Dataset:
     """Find the cases, channels and classes of a dataset, whatever its layout.
 
     Args:
         path: the dataset's folder, its ``dataset.json``, or a datalist.
+        optional_channels: names of those that a case may lack; None is any of them.
 
     Returns:
         The dataset, with absolute paths; it has at least one labelled case.
 
     Raises:
+        ConfigError: no such channel, or the only one is optional.
         DataError: no known layout, a listed file is missing, or no case has a label.
     """
     path = Path(os.path.abspath(path))
@@ -55,8 +67,9 @@ def find_dataset(path: str | os.PathLike[str]) -> Dataset:
     find = _detect(path)
     if find is None:
         raise DataError(f"{path} is in no known layout; expected {_ACCEPTED}. {_suggest(path)}")
-    dataset = find(path)
+    dataset = find(path, _EveryChannel() if optional_channels is None else optional_channels)
     _check_ids(dataset, path)
+    dataset = _name_optional(dataset, optional_channels or ())
     logger.info(
         "dataset: %s, layout %s, %d labelled and %d unlabelled cases, channels %s, classes %s",
         dataset.name,
@@ -69,7 +82,27 @@ def find_dataset(path: str | os.PathLike[str]) -> Dataset:
     return dataset
 
 
-def _detect(path: Path) -> Callable[[Path], Dataset] | None:
+def _name_optional(dataset: Dataset, declared: Sequence[str]) -> Dataset:
+    """With the channels that were declared optional, and those that a case lacks."""
+    for name in declared:
+        check_choice("data.optional_channels", name, dataset.channels)
+    if declared and len(dataset.channels) == 1:
+        raise ConfigError(
+            f"data.optional_channels {list(declared)} of a dataset with this channel alone; "
+            "expected one of several. Leave it out."
+        )
+    cases = (*dataset.cases, *dataset.unlabelled)
+    optional = []
+    for number, name in enumerate(dataset.channels):
+        # A single file may hold all channels.
+        lacking = sum(len(case.images) > number and case.images[number] is None for case in cases)
+        if lacking or name in declared:
+            optional.append(name)
+            logger.info("channel %s: %d of %d cases have none", name, lacking, len(cases))
+    return dataset.model_copy(update={"optional_channels": tuple(optional)})
+
+
+def _detect(path: Path) -> _Find | None:
     return next((find for detect, find in _LAYOUTS if detect(path)), None)
 
 

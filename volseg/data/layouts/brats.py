@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts.classes import make_classes, read_label_values
+from volseg.data.layouts.files import cure_absence
 from volseg.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ _NAMES_2023 = {1: "NCR", 2: "ED", 3: "ET"}
 _NAMES_TREATED = {1: "NETC", 2: "SNFH", 3: "ET", 4: "RC"}
 _NAMES_PED_2023 = {1: "NC", 2: "ED", 3: "ET"}
 _NAMES_PED_2024 = {1: "ET", 2: "NET", 3: "CC", 4: "ED"}
+
+_CORE = {"NCR", "NCR_NET", "NETC", "NC", "NET", "CC", "ET"}
+"""Parts of the tumour core; with the oedema around it they are the whole tumour."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +126,18 @@ def detect(path: Path) -> bool:
     return any(True for _ in _case_folders(path))
 
 
-def find(path: Path) -> Dataset:
+def find(path: Path, optional: Container[str] = ()) -> Dataset:
     """Find the case folders; channels in the order T1, T1c, T2, FLAIR whatever the edition.
+
+    A case may lack channels that are `optional`.
 
     Raises:
         DataError: several editions in one folder, or a case without one of its channels.
     """
     folders = dict(_case_folders(path))
     edition = _only_edition(path, folders)
-    cases = [_read_case(folder, edition) for folder in sorted(folders, key=lambda f: f.name)]
+    ordered = sorted(folders, key=lambda folder: folder.name)
+    cases = [_read_case(folder, edition, optional) for folder in ordered]
     labelled = tuple(case for case in cases if case.label)
     name, classes = _choose_classes(edition, labelled, path)
     return Dataset(
@@ -169,16 +176,14 @@ def _only_edition(path: Path, folders: Mapping[Path, Edition]) -> Edition:
     return next(iter(folders.values()))
 
 
-def _read_case(folder: Path, edition: Edition) -> Case:
-    images = []
-    for channel, suffix in edition.suffixes.items():
-        image = _find_file(folder, suffix)
-        if image is None:
+def _read_case(folder: Path, edition: Edition, optional: Container[str]) -> Case:
+    images = [_find_file(folder, suffix) for suffix in edition.suffixes.values()]
+    for image, (channel, suffix) in zip(images, edition.suffixes.items(), strict=True):
+        if image is None and (not any(images) or channel not in optional):
             raise DataError(
                 f"case '{folder.name}' has no {channel} image; expected "
-                f"{folder / folder.name}{suffix}.nii.gz. Add the file or remove the case."
+                f"{folder / folder.name}{suffix}.nii.gz. {cure_absence(channel)}"
             )
-        images.append(image)
     match = re.fullmatch(edition.folder, folder.name)
     return Case(
         case_id=folder.name,
@@ -217,4 +222,20 @@ def _choose_classes(
         if any(4 in values for values in read_label_values(labels)):
             name, names = edition.with_value_4
         logger.info("%s: read as %s, by the values of its labels", path, name)
-    return name, make_classes(names, path)
+    return name, make_classes(names, path, _make_regions(names))
+
+
+def _make_regions(names: Mapping[int, str]) -> dict[str, list[int]]:
+    """What the challenge scores: whole tumour, tumour core, and the parts that lie on their own.
+
+    Every class is in regions of its own set, so that a prediction has the edition's values again.
+    """
+    core = [value for value, name in names.items() if name in _CORE]
+    if not core:
+        return {}
+    around = [value for value, name in names.items() if name in ("ED", "SNFH")]
+    regions = {"whole tumour": sorted(core + around), "tumour core": core}
+    # One part of the core needs no region: it is what the other regions leave of it.
+    parts = [value for value in core if names[value] in ("ET", "CC")]
+    apart = [value for value in names if value not in (*core, *around)]
+    return regions | {names[value]: [value] for value in (*parts, *apart)}

@@ -15,7 +15,12 @@ from volseg.errors import DataError
 from volseg.images import read_labels
 
 
-def make_classes(names: Mapping[int, str], source: Path) -> Classes:
+def make_classes(
+    names: Mapping[int, str],
+    source: Path,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    ignore: int | None = None,
+) -> Classes:
     """Order declared classes: background first, the others by value.
 
     Background is the class of that name, else value 0, which is added if it is not declared.
@@ -23,9 +28,12 @@ def make_classes(names: Mapping[int, str], source: Path) -> Classes:
     Args:
         names: name of each label value.
         source: the file that declares them, for messages.
+        regions: label values of unions of classes, by name.
+        ignore: value of voxels that were not annotated.
 
     Raises:
-        DataError: no class but background, or two values with one name.
+        DataError: no class but background, two values with one name, or a region of a value that
+            no class has.
     """
     background = next((v for v, name in names.items() if name.lower() == "background"), 0)
     names = {background: "background", **names}
@@ -37,7 +45,14 @@ def make_classes(names: Mapping[int, str], source: Path) -> Classes:
             "Rename one."
         )
     return Classes.parse(
-        {"names": [names[value] for value in values], "values": values}, str(source), DataError
+        {
+            "names": [names[value] for value in values],
+            "values": values,
+            "regions": [{"name": n, "values": v} for n, v in (regions or {}).items()],
+            "ignore": ignore,
+        },
+        str(source),
+        DataError,
     )
 
 

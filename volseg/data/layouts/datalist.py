@@ -2,7 +2,10 @@
 
 CSV has the columns ``image`` (or one ``image_<channel>`` for each channel) and ``label``; JSON is
 a list of entries, or MONAI's ``{"training": [...], "validation": [...], "testing": [...]}``.
-Optional in both: ``case_id``, ``patient_id``, ``fold``. Paths are relative to the file or absolute.
+Optional in both: ``case_id``, ``patient_id``, ``fold``, and ``annotated``, the names or values of
+the classes that a label shows, if not all (in CSV with ``|`` between them). Paths are relative to
+the file or absolute. An empty cell of a channel, or null in the images of a JSON entry, is a
+channel that the case lacks.
 """
 
 from __future__ import annotations
@@ -33,11 +36,12 @@ _SECTIONS = {
 class _Entry(Record):
     """What one row of the list may say."""
 
-    image: str | tuple[str, ...]
+    image: str | tuple[str | None, ...]
     label: str | None = None
     case_id: str | None = None
     patient_id: str | None = None
     fold: int | None = None
+    annotated: str | int | tuple[str | int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,20 @@ def find(path: Path) -> Dataset:
     cases = [row.case for rows in listing.rows.values() for row in rows]
     if not cases:
         raise DataError(f"{path} lists no cases; expected at least one. Add them.")
+    channels = _find_channels(cases, listing.channels, path)
     labels = [case.label for case in cases if case.label]
+    classes = listing.classes or find_classes(labels, path)
+    cases = [_name_annotated(case, classes) for case in cases]
+    try:
+        classes = classes.with_unsure(cases)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     return Dataset(
         name=path.stem,
         root=path.parent,
         layout="datalist",
-        channels=_find_channels(cases, listing.channels, path),
-        classes=listing.classes or find_classes(labels, path),
+        channels=channels,
+        classes=classes,
         cases=tuple(case for case in cases if case.label),
         unlabelled=tuple(case for case in cases if not case.label),
         splits=_find_splits(listing, path),
@@ -117,10 +128,12 @@ def _parse_line(
             "Quote paths that hold a comma."
         )
     filled = {c: cell.strip() for c, cell in zip(columns, cells, strict=True) if cell.strip()}
-    for column in images:
-        if column not in filled:
-            raise DataError(f"{source}: column {column} is empty; expected a path. Fill it in.")
-    paths = [filled.pop(column) for column in images]
+    paths = [filled.pop(column, None) for column in images]
+    if not any(paths):
+        raise DataError(
+            f"{source}: {'column' if len(images) == 1 else 'every column'} {', '.join(images)} is "
+            "empty; expected a path. Fill it in."
+        )
     return _make_row({"image": paths, **filled}, path.parent, source)
 
 
@@ -147,15 +160,17 @@ def _read_json(path: Path) -> _Listing:
 def _make_row(fields: Any, root: Path, source: str) -> _Row:
     entry = _Entry.parse(fields, source, DataError)
     listed = (entry.image,) if isinstance(entry.image, str) else entry.image
-    if not listed:
+    images = tuple(existing(root / image, source) if image else None for image in listed)
+    if not any(images):
         raise DataError(f"{source}: no image; expected at least one. Add it.")
-    images = tuple(existing(root / image, source) for image in listed)
-    case_id = entry.case_id or split_suffix(images[0].name)[0]
+    first = next(image for image in images if image is not None)
+    case_id = entry.case_id or split_suffix(first.name)[0]
     case = Case(
         case_id=case_id,
         images=images,
         label=existing(root / entry.label, source) if entry.label else None,
         patient_id=entry.patient_id or case_id,
+        annotated=_split_annotated(entry.annotated),
     )
     return _Row(case, entry.fold)
 
@@ -172,7 +187,7 @@ def _find_channels(
                 "case. Correct the list."
             )
     if len(first.images) == 1:
-        return declared or number_channels(read_header(first.images[0])[1])
+        return declared or number_channels(read_header(first.files[0])[1])
     if declared and len(declared) != len(first.images):
         raise DataError(
             f"{path} declares {len(declared)} channels ({', '.join(declared)}) and lists "
@@ -209,3 +224,18 @@ def _find_splits(listing: _Listing, path: Path) -> tuple[Split, ...]:
     ]
     check_splits(splits, [row.case for row in rows], path)
     return tuple(splits)
+
+
+def _split_annotated(listed: str | int | tuple[str | int, ...] | None) -> tuple[str, ...] | None:
+    if listed is None:
+        return None
+    parts = listed.split("|") if isinstance(listed, str) else listed
+    return tuple(str(p).strip() for p in (parts if isinstance(parts, (list, tuple)) else (parts,)))
+
+
+def _name_annotated(case: Case, classes: Classes) -> Case:
+    """With names in place of the label values that the list may give."""
+    if case.annotated is None:
+        return case
+    names = {str(v): name for v, name in zip(classes.values, classes.names, strict=True)}
+    return case.model_copy(update={"annotated": tuple(names.get(a, a) for a in case.annotated)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from volseg.errors import DataError
@@ -67,9 +67,14 @@ def group_channels(files: Mapping[str, Path]) -> dict[str, dict[int, Path]]:
 
 
 def order_channels(
-    case_id: str, found: Mapping[int, Path], channels: Sequence[str], folder: Path, suffix: str
-) -> tuple[Path, ...]:
-    """One file per channel, in the order of `channels`.
+    case_id: str,
+    found: Mapping[int, Path],
+    channels: Sequence[str],
+    folder: Path,
+    suffix: str,
+    optional: Container[str] = (),
+) -> tuple[Path | None, ...]:
+    """One file per channel, in the order of `channels`; None for one that is not there.
 
     Args:
         case_id: for the message.
@@ -77,22 +82,31 @@ def order_channels(
         channels: channel names.
         folder: where a missing file is expected.
         suffix: its ending.
+        optional: names of the channels that may be missing, but not all of them.
 
     Raises:
         DataError: a channel is missing, or there are more than declared.
     """
     for number, name in enumerate(channels):
-        if number not in found:
+        if number not in found and (not found or name not in optional):
             raise DataError(
                 f"case '{case_id}' has no image of channel {number} ({name}); expected "
-                f"{folder / case_id}_{number:04d}{suffix}. Add the file or remove the case."
+                f"{folder / case_id}_{number:04d}{suffix}. {cure_absence(name)}"
             )
     if len(found) > len(channels):
         raise DataError(
             f"case '{case_id}': {found[max(found)]} is of channel {max(found)}; expected only "
             f"{len(channels)} channels ({', '.join(channels)}). Declare the channel or remove it."
         )
-    return tuple(found[number] for number in range(len(channels)))
+    return tuple(found.get(number) for number in range(len(channels)))
+
+
+def cure_absence(channel: str) -> str:
+    """What to do where a case lacks a channel."""
+    return (
+        "Add the file, remove the case, or train a network that can do without: "
+        f'--set "data.optional_channels=[{channel}]".'
+    )
 
 
 def number_channels(num_channels: int) -> tuple[str, ...]:

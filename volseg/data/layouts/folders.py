@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from volseg.data.cases import Case, Dataset
@@ -38,8 +38,10 @@ def detect(path: Path) -> bool:
     return bool(_matching(path, IMAGE_FOLDERS) and _matching(path, LABEL_FOLDERS))
 
 
-def find(path: Path) -> Dataset:
+def find(path: Path, optional: Container[str] = ()) -> Dataset:
     """Match images and labels by name; an image without label is unlabelled.
+
+    A case may lack channels that are `optional`.
 
     Raises:
         DataError: several folders of images or labels, a label without image, a missing channel.
@@ -49,7 +51,7 @@ def find(path: Path) -> Dataset:
     labels = list_images(_only(path, LABEL_FOLDERS))
     if not files:
         raise DataError(f"{image_folder} holds no images; expected files such as case_01.nii.gz.")
-    images, channels = _match_channels(files, labels, image_folder)
+    images, channels = _match_channels(files, labels, image_folder, optional)
     if orphans := sorted(labels.keys() - images.keys()):
         raise DataError(
             f"{labels[orphans[0]]} has no image; expected {image_folder / orphans[0]}.nii.gz or "
@@ -71,8 +73,8 @@ def find(path: Path) -> Dataset:
 
 
 def _match_channels(
-    files: Mapping[str, Path], labels: Mapping[str, Path], folder: Path
-) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    files: Mapping[str, Path], labels: Mapping[str, Path], folder: Path, optional: Container[str]
+) -> tuple[dict[str, tuple[Path | None, ...]], tuple[str, ...]]:
     """Image files of each case, and the channel names."""
     # A label "a_0001" beside an image "a_0001" is a case of that name, not a channel.
     if not any(f"{stem}_0000" in files and stem not in files for stem in labels):
@@ -83,7 +85,7 @@ def _match_channels(
     channels = number_channels(1 + max(max(found) for found in groups.values()))
     suffix = split_suffix(next(iter(files.values())).name)[1]
     images = {
-        stem: order_channels(stem, found, channels, folder, suffix)
+        stem: order_channels(stem, found, channels, folder, suffix, optional)
         for stem, found in groups.items()
     }
     return images, channels

@@ -1,13 +1,14 @@
 """nnU-Net raw folders of version 1 and 2: ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``.
 
 Version 1 lists its cases in ``dataset.json``; version 2 leaves them to the folders, or names files
-elsewhere in its ``dataset`` entry. Regions (labels declared as lists of values) are read as the
-values that they are made of.
+elsewhere in its ``dataset`` entry. Where a label is declared as a list of values, all labels but
+the background are regions.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ def detect(path: Path) -> bool:
     return (path / "imagesTr" / f"{stem}_0000{suffix}").is_file()
 
 
-def find(path: Path) -> Dataset:
+def find(path: Path, optional: Container[str] = ()) -> Dataset:
     """Read ``dataset.json`` and match the files in ``imagesTr`` and ``labelsTr``.
 
+    A case of these folders may lack channels that are `optional`.
+
     Raises:
-        DataError: a key, label or channel is missing, or an ``ignore`` label is declared.
+        DataError: a key, label or channel is missing.
     """
     source = path / "dataset.json"
     description = read_description(path)
@@ -59,8 +62,8 @@ def find(path: Path) -> Dataset:
         layout="nnU-Net",
         channels=channels,
         classes=classes,
-        cases=_find_training(path, description, channels, suffix),
-        unlabelled=_find_cases(path / "imagesTs", None, channels, suffix),
+        cases=_find_training(path, description, channels, suffix, optional),
+        unlabelled=_find_cases(path / "imagesTs", None, channels, suffix, optional),
     )
 
 
@@ -85,11 +88,6 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
     """Classes from ``{"background": 0, "liver": 1}``, where a region has a list of values."""
     if not isinstance(labels, dict):
         raise DataError(f'{source}: labels {labels!r}; expected {{"background": 0, "liver": 1}}.')
-    if "ignore" in labels:
-        raise DataError(
-            f"{source}: label 'ignore' ({labels['ignore']}) is not supported yet; expected every "
-            "voxel to be labelled. Leave partly labelled cases out and remove the label."
-        )
     names: dict[int, str] = {}
     try:
         members = {
@@ -98,21 +96,28 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
         }
     except (TypeError, ValueError) as error:
         raise DataError(f"{source}: a label value is not an integer. Correct it.") from error
+    # nnU-Net's word for voxels that nobody has labelled.
+    ignored = members.pop("ignore", None)
     for name, values in sorted(members.items(), key=lambda item: len(item[1])):
         for value in values:
             names.setdefault(value, name if len(values) == 1 else f"label_{value}")
-    if any(len(values) > 1 for values in members.values()):
-        logger.info("%s declares regions; their values are trained: %s", source, sorted(names))
-    return make_classes(names, source)
+    regions = {name: values for name, values in members.items() if name != "background"}
+    if all(len(values) == 1 for values in regions.values()):
+        regions = {}
+    return make_classes(names, source, regions, ignored[0] if ignored else None)
 
 
 def _find_training(
-    path: Path, description: dict[str, Any], channels: tuple[str, ...], suffix: str
+    path: Path,
+    description: dict[str, Any],
+    channels: tuple[str, ...],
+    suffix: str,
+    optional: Container[str],
 ) -> tuple[Case, ...]:
     if files := description.get("dataset"):
         return _read_files(path, files, channels)
     listed = [name.removesuffix(suffix) for name in _listed_labels(description)]
-    cases = _find_cases(path / "imagesTr", path / "labelsTr", channels, suffix, listed)
+    cases = _find_cases(path / "imagesTr", path / "labelsTr", channels, suffix, optional, listed)
     expected = description.get("numTraining", len(cases))
     if _is_version_2(description) and expected != len(cases):
         raise DataError(
@@ -145,6 +150,7 @@ def _find_cases(
     label_folder: Path | None,
     channels: tuple[str, ...],
     suffix: str,
+    optional: Container[str],
     listed: list[str] | None = None,
 ) -> tuple[Case, ...]:
     """Cases by file name; with a label folder every case needs its label."""
@@ -154,7 +160,7 @@ def _find_cases(
     cases = []
     for case_id in sorted(listed or groups.keys() | labels.keys()):
         found = groups.get(case_id, {})
-        images = order_channels(case_id, found, channels, image_folder, suffix)
+        images = order_channels(case_id, found, channels, image_folder, suffix, optional)
         if label_folder and case_id not in labels:
             raise DataError(
                 f"case '{case_id}' has no label; expected {label_folder / case_id}{suffix}. "

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from volseg.data.cases import Classes
+from volseg.data.mirroring import find_sides, plan_mirroring
+
+KIDNEYS = Classes(names=("background", "kidney_right", "kidney_left", "spine"), values=(0, 5, 6, 7))
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs", "single"),
+    [
+        (("Left Hippocampus", "Right Hippocampus"), [(0, 1)], []),
+        (("lung_upper_lobe_left", "lung_lower_lobe_left"), [], [0, 1]),
+        (("lung.upper.R", "lung.upper.L", "lung.lower.L"), [(1, 0)], []),
+        (("ctx-lh-cuneus", "ctx-rh-cuneus"), [(0, 1)], []),
+        (("atrium left", "ventricle right"), [], [0, 1]),
+        (("l", "vertebra L", "heart"), [], []),
+        (("tumour", "oedema"), [], []),
+    ],
+)
+def test_sides_follow_from_the_names(names, pairs, single):
+    assert find_sides(names) == (pairs, single)
+
+
+def test_paired_classes_change_places_when_left_becomes_right():
+    mirroring = plan_mirroring(KIDNEYS, 3)
+    assert mirroring.axes == (0, 1, 2)
+    label = torch.tensor([[1, 0, 3], [0, 0, 2]])[..., None]
+    image = torch.arange(6.0).reshape(1, 2, 3, 1)
+    mirrored, swapped = mirroring.apply(image, label, (0,))
+    assert mirrored[0, :, :, 0].tolist() == [[3, 4, 5], [0, 1, 2]]
+    # The right kidney (1) lay where the left one (2) lies now, and carries its name.
+    assert swapped[:, :, 0].tolist() == [[0, 0, 1], [2, 0, 3]]
+
+
+def test_other_axes_leave_the_names():
+    label = torch.tensor([[1, 0, 2]])[..., None]
+    mirroring = plan_mirroring(KIDNEYS, 3)
+    assert mirroring.apply(label[None], label, (1,))[1][0, :, 0].tolist() == [2, 0, 1]
+    image, same = mirroring.apply(label[None], label, ())
+    assert same is label
+    assert torch.equal(image[0], label)
+
+
+def test_side_without_counterpart_rules_the_axis_out():
+    classes = Classes(names=("background", "left atrium", "spine"), values=(0, 1, 2))
+    assert plan_mirroring(classes, 3).axes == (1, 2)
+
+
+def test_ignored_voxels_stay_ignored():
+    classes = KIDNEYS.model_copy(update={"ignore": 255})
+    mirroring = plan_mirroring(classes, 2)
+    label = torch.tensor([[1], [4]])
+    assert mirroring.apply(label[None], label, (0,))[1].tolist() == [[4], [2]]
+
+
+def test_partly_annotated_sides_are_not_mirrored():
+    # Where only the right kidney was annotated, the background may be the left one.
+    classes = KIDNEYS.model_copy(update={"unsure": ((0, 2),)})
+    assert plan_mirroring(classes, 3).axes == (1, 2)
+
+
+def test_axes_are_drawn_by_the_seed_with_the_probability():
+    mirroring = plan_mirroring(KIDNEYS, 3)
+    drawn = [mirroring.draw(0.25, seed) for seed in range(2000)]
+    assert drawn[:50] == [mirroring.draw(0.25, seed) for seed in range(50)]
+    for axis in range(3):
+        share = sum(axis in axes for axes in drawn) / len(drawn)
+        assert share == pytest.approx(0.25, abs=0.04)
+    assert mirroring.draw(0, 3) == ()
+
+
+def test_a_single_sagittal_slice_keeps_its_side():
+    label = torch.tensor([[[1, 0, 2]]])
+    image = torch.arange(3.0).reshape(1, 1, 1, 3)
+    mirrored, kept = plan_mirroring(KIDNEYS, 3).apply(image, label, (0, 2))
+    assert mirrored.flatten().tolist() == [2, 1, 0]
+    assert kept.flatten().tolist() == [2, 0, 1]

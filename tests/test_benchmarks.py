@@ -1,0 +1,210 @@
+"""What the benchmarks of training work out from what was measured."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import train_networks
+from ablate_recipe import INTENSITY, RUNS, SPATIAL
+from conftest import TINY
+from makers import make_dataset
+from train_against_nnunet import (
+    Row,
+    Span,
+    cut_plans,
+    describe_raw,
+    draw_curve,
+    find_minutes_to,
+    format_minutes,
+)
+from training_runs import Recipe, Result, find_splits, format_table, read, train
+
+from volseg.config import load_config
+from volseg.data.layouts import find_dataset
+from volseg.data.splits import read_splits
+from volseg.planning.plan import Plan
+
+
+def make_plan(**changes: object) -> Plan:
+    plan = {
+        "spatial_dims": 3,
+        "spacing_mm": (1.0, 1.5, 2.0),
+        "patch": (8, 16, 24),
+        "batch_size": 3,
+        "normalisation": [{"channel": "image", "scheme": "zscore"}],
+        "network": {
+            "name": "unet",
+            "channels": (4, 8),
+            "strides": ((1, 1, 1), (1, 2, 2)),
+            "kernel_sizes": ((1, 3, 3), (3, 3, 3)),
+        },
+    }
+    return Plan.parse(plan | changes, "test")
+
+
+def test_minutes_are_interpolated_in_the_logarithm_of_the_time() -> None:
+    # Halfway from 2 to 8 minutes is 4 in the logarithm.
+    reached = find_minutes_to(0.85, [(2, 0.8), (8, 0.9)])
+    assert reached.low == reached.high == pytest.approx(4)
+
+
+def test_dice_before_the_first_and_after_the_last_training_is_only_bounded() -> None:
+    curve = [(2, 0.8), (8, 0.9)]
+    assert find_minutes_to(0.8, curve) == Span(0, 2)
+    assert find_minutes_to(0.95, curve) == Span(8, math.inf)
+
+
+def test_first_training_that_reaches_the_dice_counts() -> None:
+    reached = find_minutes_to(0.85, [(2, 0.7), (4, 0.9), (8, 0.8), (16, 0.95)])
+    assert reached.low == pytest.approx(2 * 2**0.75)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "ratio"),
+    [
+        (Span(6, 6), Span(4, 4), "1.5"),
+        (Span(15, math.inf), Span(2, 2), "> 7.5"),
+        (Span(3, 3), Span(0, 2), "> 1.5"),
+        (Span(3, 3), Span(15, math.inf), "< 0.2"),
+        (Span(0, 2), Span(4, 4), "< 0.5"),
+        (Span(15, math.inf), Span(15, math.inf), "unknown"),
+        (Span(0, 2), Span(0, 2), "unknown"),
+    ],
+)
+def test_ratio_says_no_more_than_is_known(theirs: Span, ours: Span, ratio: str) -> None:
+    assert str(theirs / ours) == ratio
+
+
+def make_row(side: str, asked: float, seed: int, dice: float) -> Row:
+    return Row(side, asked, seed, asked + 0.1 * seed, 0, 10, 100, dice, {})
+
+
+def test_curve_is_the_mean_over_the_seeds() -> None:
+    rows = [
+        make_row("volseg", asked, seed, asked / 10 + seed / 50)
+        for asked in (8, 2)
+        for seed in (0, 1)
+    ]
+    (first, second) = draw_curve([*rows, make_row("nnunet", 2, 0, 0)], "volseg")
+    assert first == pytest.approx((2.05, 0.21))
+    assert second == pytest.approx((8.05, 0.81))
+
+
+def test_table_sets_both_forms_of_nnunet_beside_volseg() -> None:
+    scores = {"volseg": (0.8, 0.9), "nnunet": (0.1, 0.2), "nnunet, fitted": (0.7, 0.9)}
+    rows = [
+        make_row(side, asked, 0, dice)
+        for side, both in scores.items()
+        for asked, dice in zip((2, 8), both, strict=True)
+    ]
+    # Of volseg halfway from 2 to 8, of the fitted one three quarters: 4 and 5.66 minutes.
+    last = format_minutes(rows, [0.85]).splitlines()[-1]
+    assert last == "| 0.85 | 4.0 | > 8.0 | 5.7 | > 2.0 | 1.4 |"
+
+
+def test_plans_of_nnunet_get_volsegs_network_in_their_own_order_of_axes() -> None:
+    architecture = {"arch_kwargs": {"n_stages": 6, "conv_bias": True}}
+    plans = {
+        "plans_name": "nnUNetPlans",
+        "transpose_forward": [2, 0, 1],
+        "configurations": {"3d_fullres": {"batch_size": 9, "architecture": architecture}},
+    }
+    before = copy.deepcopy(plans)
+    # Axes of the file: anterior, superior, right; read backwards: right, superior, anterior;
+    # transposed: anterior, right, superior.
+    cut = cut_plans(plans, make_plan(), "PIR")["configurations"]["3d_fullres"]
+    assert cut["patch_size"] == [16, 8, 24]
+    assert cut["batch_size"] == 3
+    assert cut["architecture"]["arch_kwargs"] == {
+        "n_stages": 2,
+        "conv_bias": True,
+        "features_per_stage": [4, 8],
+        "strides": [[1, 1, 1], [2, 1, 2]],
+        "kernel_sizes": [[3, 1, 3], [3, 3, 3]],
+        "n_conv_per_stage": [2, 2],
+        "n_conv_per_stage_decoder": [2],
+    }
+    assert plans == before
+
+
+def test_dataset_is_described_to_nnunet_where_it_lies(tmp_path: Path) -> None:
+    dataset = find_dataset(make_dataset(tmp_path / "data", num_cases=2, values=(1, 2)))
+    ct = {"channel": "image", "scheme": "ct", "clip_low": 0, "clip_high": 1, "mean": 0, "std": 1}
+    raw = describe_raw(dataset, make_plan(normalisation=[ct]))
+    assert raw["channel_names"] == {"0": "CT"}
+    assert raw["labels"] == {name: number for number, name in enumerate(dataset.classes.names)}
+    assert [*raw["labels"].values()] == [0, 1, 2]
+    assert (raw["numTraining"], raw["file_ending"]) == (2, ".nii.gz")
+    assert raw["dataset"]["case_01"] == {
+        "images": [str(tmp_path / "data" / "images" / "case_01.nii.gz")],
+        "label": str(tmp_path / "data" / "labels" / "case_01.nii.gz"),
+    }
+
+
+def test_labels_that_nnunet_refuses_are_refused(tmp_path: Path) -> None:
+    dataset = find_dataset(make_dataset(tmp_path / "data", num_cases=2, values=(3, 7)))
+    with pytest.raises(SystemExit, match="labels 0, 1, 2"):
+        describe_raw(dataset, make_plan())
+
+
+@pytest.mark.parametrize("runs", [RUNS, train_networks.RUNS], ids=["recipe", "networks"])
+def test_every_row_is_a_configuration_of_its_own(runs: dict[str, list[str]]) -> None:
+    configs = [load_config(None, settings) for settings in runs.values()]
+    assert all(configs.count(config) == 1 for config in configs)
+
+
+def test_row_without_augmentation_leaves_no_chance_of_any() -> None:
+    assert [*SPATIAL, *INTENSITY] == [*dict.fromkeys([*SPATIAL, *INTENSITY])]
+    changes = load_config(None, RUNS["no augmentation"]).augmentation.model_dump()
+    strengths = ("_degrees", "_channels", "_range", "_deviation", "_sigma", "_per_axis")
+    left = [name for name, value in changes.items() if value and not name.endswith(strengths)]
+    # Of channels that cases may lack, which these datasets have not.
+    assert left == ["drop_channel"]
+
+
+def test_recipe_follows_a_plan_but_for_what_it_says_itself(tmp_path: Path) -> None:
+    fixed = load_config(None, Recipe().on_plan(make_plan()).settings).plan
+    assert fixed.model_dump(exclude_none=True) == {
+        "patch": (8, 16, 24),
+        "batch_size": 3,
+        "width": 4,
+        "pocket": False,
+        "num_levels": 2,
+    }
+    config = tmp_path / "own.yaml"
+    config.write_text("plan: {width: 32}\n")
+    own = Recipe(("plan.batch_size=1",), config).on_plan(make_plan())
+    plan = load_config(own.config, own.settings).plan
+    assert (plan.width, plan.batch_size, plan.num_levels) == (32, 1, 2)
+
+
+def test_table_has_means_ranges_and_what_a_row_gains() -> None:
+    def make_result(dice: float) -> Result:
+        return Result("4 to 8", 1234, 5.0, 1.0, 300, dice, {})
+
+    rows = {"recipe": [0.80, 0.84], "other": [0.85, 0.87]}
+    table = format_table({name: [make_result(d) for d in dice] for name, dice in rows.items()})
+    assert table.splitlines()[2:] == [
+        "| recipe | 4 to 8 | 1,234 | 1.00 | 300 | 0.820 | 0.800 to 0.840 |  |",
+        "| other | 4 to 8 | 1,234 | 1.00 | 300 | 0.860 | 0.850 to 0.870 | +0.040 |",
+    ]
+
+
+@pytest.mark.slow
+def test_training_of_a_benchmark_is_scored_once_on_the_fold_of_the_first_seed(
+    balls: Path, tmp_path: Path
+) -> None:
+    train(Recipe(tuple(TINY)), balls, tmp_path, minutes=0.05, seed=1)
+    result, log = read(tmp_path), (tmp_path / "log.txt").read_text()
+    assert 0 <= result.dice <= 1
+    assert len(result.dice_by_class) == 2
+    splits = read_splits(tmp_path / "run" / "splits.json", find_dataset(balls).cases)
+    assert splits == find_splits(balls)
+    scored = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert scored["num_cases"] == len(splits[0].validation)
+    train(Recipe(tuple(TINY)), balls, tmp_path, minutes=0.05, seed=1)
+    assert (tmp_path / "log.txt").read_text() == log

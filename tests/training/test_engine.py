@@ -1,0 +1,188 @@
+"""One step of a training, whatever the memory and the arithmetic."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from volseg.config import Config
+from volseg.errors import MachineError
+from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.networks import build_network, list_networks
+from volseg.networks.memory import recompute_
+from volseg.training.budget import Budget
+from volseg.training.engine import Learner, compute_gradients, make_learner, make_optimizer
+from volseg.training.precision import choose_precision, compile_network
+
+CPU = torch.device("cpu")
+OPTIONS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3}
+
+
+def make(name: str = "unet", **options: object) -> Learner:
+    torch.manual_seed(0)
+    network = build_network(name, **OPTIONS, channels=(4, 6, 8), **options)
+    loss = MultiLevelLoss(DiceCrossEntropy())
+    return make_learner(network, loss, CPU, Budget(10), Config().optimizer, seed=0)
+
+
+def make_batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.manual_seed(1)
+    image = torch.randn(size, 1, 8, 8, 8, generator=generator)
+    return image, torch.randint(0, 3, (size, 8, 8, 8), generator=generator)
+
+
+def gradients(learner: Learner) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in learner.network.parameters()]
+
+
+def assert_near(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_parts_of_a_batch_give_its_gradient(parts: int) -> None:
+    whole, split = make(deep_supervision=True), make(deep_supervision=True)
+    split.counters.parts = parts
+    losses = [compute_gradients(learner, *make_batch()) for learner in (whole, split)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert_near(gradients(split), gradients(whole))
+
+
+class Hungry(nn.Module):
+    """Runs out of memory above a number of samples."""
+
+    def __init__(self, network: nn.Module, most: int, error: Exception) -> None:
+        super().__init__()
+        self.network, self.most, self.error = network, most, error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise self.error
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_batch_is_halved_until_it_fits(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    usual, learner = make(), make()
+    learner.forward = Hungry(learner.network, 1, error)
+    compute_gradients(usual, *make_batch())
+    with caplog.at_level(logging.WARNING):
+        compute_gradients(learner, *make_batch())
+    assert learner.counters.parts == 4
+    assert "out of memory: batches are computed in 4 parts" in caplog.text
+    assert_near(gradients(learner), gradients(usual))
+
+
+def test_patch_that_never_fits_ends_with_the_cure() -> None:
+    learner = make()
+    learner.forward = Hungry(learner.network, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(MachineError, match=r"a patch of \[8, 8, 8\] does not fit .* Lower plan"):
+        compute_gradients(learner, *make_batch(2))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    learner = make()
+    learner.forward = Hungry(learner.network, 0, RuntimeError("sizes differ"))
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        compute_gradients(learner, *make_batch(2))
+
+
+def test_network_that_cannot_be_compiled_trains_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda network: fail)
+    usual, learner = make(), make()
+    learner.forward = compile_network(learner.network)
+    compute_gradients(usual, *make_batch())
+    with caplog.at_level(logging.WARNING):
+        compute_gradients(learner, *make_batch())
+        compute_gradients(learner, *make_batch())
+    assert caplog.text.count("torch.compile failed (no compiler found)") == 1
+    assert_near(gradients(learner), gradients(usual))
+
+
+def test_error_of_the_network_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    forward = compile_network(make().network)
+    with pytest.raises(ValueError, match="input has 2 channels; expected 1"):
+        forward(torch.zeros(1, 2, 8, 8, 8))
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_sixteen_bits_only_where_they_pay(
+    amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    expected = torch.bfloat16 if amx or avx512 else torch.float32
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("float32", CPU) == torch.float32
+    with pytest.raises(MachineError, match="float16 on a CPU"):
+        choose_precision("float16", CPU)
+
+
+def test_bfloat16_gives_nearly_the_same_gradient() -> None:
+    usual, learner = make(), make()
+    learner.precision = torch.bfloat16
+    losses = [compute_gradients(each, *make_batch()) for each in (usual, learner)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    ours, theirs = (torch.cat([g.flatten() for g in gradients(e)]) for e in (learner, usual))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98
+
+
+def count_kept(learner: Learner) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        learner.network(make_batch()[0])
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_recomputed_feature_maps_give_the_same_gradient(name: str) -> None:
+    options = {"norm": "instance"}
+    if name == "resnet_unet":
+        options |= {"stem": "k3s1", "decoder_norm": "instance"}
+    usual, learner = make(name, **options), make(name, **options)
+    recompute_(learner.network)
+    for each in (usual, learner):
+        compute_gradients(each, *make_batch())
+    assert_near(gradients(learner), gradients(usual))
+    assert learner.network.state_dict().keys() == usual.network.state_dict().keys()
+    assert count_kept(learner) < count_kept(usual)
+
+
+def test_steepest_descent_with_nesterov_momentum() -> None:
+    config = Config().optimizer.model_copy(
+        update={"name": "sgd", "momentum": 0.9, "weight_decay": 0.1, "learning_rate": 0.01}
+    )
+    weight = nn.Parameter(torch.tensor([2.0]))
+    network = nn.ParameterList([weight])
+    optimizer = make_optimizer(network, config)
+    velocity, expected = 0.0, 2.0
+    for gradient in (1.0, -0.5):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        slope = gradient + 0.1 * expected
+        velocity = 0.9 * velocity + slope
+        expected -= 0.01 * (slope + 0.9 * velocity)
+    assert weight.item() == pytest.approx(expected)

@@ -1,0 +1,195 @@
+"""More of a finished training, in its own folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+import volseg
+from volseg.cli import main
+from volseg.config import Config, load_config
+from volseg.errors import ConfigError
+from volseg.networks.weights import load_weights, save_weights
+from volseg.run_folder import RunFolder
+from volseg.training.budget import Budget
+from volseg.training.extension import check_finished
+
+CONFIG = load_config(None, [*TINY, "training.steps_per_epoch=4"])
+
+
+@pytest.fixture(scope="module")
+def finished(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of four steps; not to be changed."""
+    return volseg.train(
+        balls, tmp_path_factory.mktemp("runs") / "done", config=CONFIG, epochs=2, device="cpu"
+    )
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return load_weights(run / "fold_0" / "checkpoint_last.pt")
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "fold_0" / "history.jsonl").open()]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle of a step."""
+    left = {"steps": step}
+    update = torch.optim.AdamW.step
+
+    def stopping(self: Any, closure: Any = None) -> Any:
+        left["steps"] -= 1
+        if left["steps"] == 0:
+            raise KeyboardInterrupt
+        return update(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
+
+
+def test_extension_is_a_new_schedule_behind_the_old_one(balls: Path, run: Path) -> None:
+    before = rows_of(run)
+    volseg.train(balls, run, epochs=3, resume=True, device="cpu")
+    rows = rows_of(run)
+    assert rows[:2] == before
+    assert [row["step"] for row in rows] == [4, 8, 12, 16, 20]
+    assert [row.get("extension") for row in rows] == [None, None, 1, 1, 1]
+    assert [row["progress"] for row in rows[2:]] == [0.3333, 0.6667, 1]
+    # The last step of each epoch begins at 3, 7 and 11 twelfths: 3e-3 * (1 - progress) ** 0.9.
+    rates = [3e-3 * (1 - step / 12) ** 0.9 for step in (3, 7, 11)]
+    assert [row["learning_rate"] for row in rows[2:]] == pytest.approx(rates)
+    assert rows[-1]["minutes"] > before[-1]["minutes"]
+    counters = state_of(run)["counters"]
+    assert (counters["step"], counters["extensions"]) == (20, 1)
+
+
+def test_configurations_of_both_are_kept(balls: Path, run: Path, finished: Path) -> None:
+    first = (finished / "fold_0" / "config.yaml").read_text()
+    volseg.train(balls, run, epochs=1, resume=True, device="cpu")
+    fold = run / "fold_0"
+    assert (fold / "config_before_extension_1.yaml").read_text() == first
+    second = Config.read_yaml(fold / "config.yaml")
+    assert second.training.epochs == 1
+    assert second.optimizer == CONFIG.optimizer
+    volseg.train(balls, run, minutes=0.01, resume=True, device="cpu")
+    assert Config.read_yaml(fold / "config_before_extension_2.yaml") == second
+    length = Config.read_yaml(fold / "config.yaml").training
+    assert (length.minutes, length.epochs) == (0.01, None)
+    assert state_of(run)["counters"]["extensions"] == 2
+
+
+def test_it_begins_with_the_finished_weights_and_a_fresh_optimiser(
+    balls: Path, run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        volseg.train(balls, run, epochs=1, resume=True, device="cpu")
+    done, begun = state_of(finished), state_of(run)
+    assert_equal(begun["network"], done["network"])
+    assert_equal(begun["training"]["network"], done["network"])
+    assert begun["training"]["optimizer"]["state"] == {}
+    assert begun["num_averaged"] == 0
+    kept = ("step", "elapsed_s", "best_dice", "validation")
+    assert [begun["counters"][key] for key in kept] == [done["counters"][key] for key in kept]
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_killed_extension_goes_on_as_an_undisturbed_one(
+    step: int, balls: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    volseg.train(balls, whole, epochs=2, resume=True, device="cpu")
+    interrupt_at(step, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        volseg.train(balls, run, epochs=2, resume=True, device="cpu")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"was stopped at step \d+ of 16; .*--resume alone"):
+        volseg.train(balls, run, epochs=2, resume=True, device="cpu")
+    volseg.train(balls, run, resume=True, device="cpu")
+    ours, theirs = state_of(run), state_of(whole)
+    assert_equal(ours["network"], theirs["network"])
+    assert_equal(ours["training"]["network"], theirs["training"]["network"])
+    for state in (ours, theirs):
+        state["counters"].pop("elapsed_s")
+    assert ours["counters"] == theirs["counters"]
+    assert [row["step"] for row in rows_of(run)] == [4, 8, 12, 16]
+
+
+def test_resume_without_a_length_leaves_a_finished_training(
+    balls: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (run / "fold_0" / "checkpoint_last.pt").read_bytes()
+    with caplog.at_level("INFO"):
+        volseg.train(balls, run, resume=True, device="cpu")
+    assert "fold 0 is complete; nothing to do" in caplog.text
+    assert (run / "fold_0" / "checkpoint_last.pt").read_bytes() == before
+
+
+def test_fold_that_was_not_trained_is_not_extended(balls: Path, run: Path) -> None:
+    before = (run / "fold_0" / "checkpoint_last.pt").read_bytes()
+    for fold in (1, "all"):
+        with pytest.raises(ConfigError, match="fold_1 holds no training to extend"):
+            volseg.train(balls, run, epochs=1, resume=True, fold=fold, device="cpu")
+    assert (run / "fold_0" / "checkpoint_last.pt").read_bytes() == before
+
+
+def test_training_that_ended_for_want_of_patience_is_finished(run: Path) -> None:
+    path = run / "fold_0" / "checkpoint_last.pt"
+    state = load_weights(path)
+    state["counters"]["step"] = 5
+    save_weights(path, state)
+    with pytest.raises(ConfigError, match="stopped at step 5 of 8"):
+        check_finished(RunFolder(run), [0])
+    state["counters"]["is_settled"] = True
+    save_weights(path, state)
+    check_finished(RunFolder(run), [0])
+
+
+def test_command_line_extends(balls: Path, run: Path) -> None:
+    arguments = ["train", str(balls), "-o", str(run), "--resume", "--epochs", "1"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert state_of(run)["counters"]["step"] == 12
+
+
+def test_budget_of_an_extension_by_hand() -> None:
+    budget = Budget(100)
+    budget.extend(100, elapsed_s=50, num_steps=40)
+    assert [budget.progress(step) for step in (100, 110, 140)] == [0, 0.25, 1]
+    assert (budget.end, budget.num_steps) == (140, 40)
+    budget.correct(120, elapsed_s=1000)
+    assert budget.end == 140
+    budget.extend(140, elapsed_s=60, num_steps=30, minutes=1)
+    # Its own ten steps took 20 s, so that 40 s are left for 20 more; those before do not count.
+    budget.correct(150, elapsed_s=80)
+    assert (budget.end, budget.num_steps) == (170, 30)
+    assert budget.progress(150) == pytest.approx(1 / 3)
+
+
+def test_restart_by_torchrun_goes_on_with_the_options_it_began_with(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = volseg.train(balls, tmp_path / "whole", config=CONFIG, epochs=2, device="cpu")
+    interrupt_at(6, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        volseg.train(balls, tmp_path / "run", config=CONFIG, epochs=2, device="cpu")
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for _ in range(2):
+        volseg.train(balls, tmp_path / "run", config=CONFIG, epochs=2, device="cpu")
+        assert_equal(state_of(tmp_path / "run")["network"], state_of(whole)["network"])

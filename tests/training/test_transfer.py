@@ -1,0 +1,142 @@
+"""Trainings that begin with the weights of another model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from makers import make_dataset
+
+import volseg
+from volseg.config import load_config
+from volseg.data.cases import Classes
+from volseg.errors import ConfigError
+from volseg.inference.model import build_planned_network, read_facts
+from volseg.networks import list_networks
+from volseg.networks.weights import load_weights
+from volseg.planning import Plan
+from volseg.training.transfer import adapt_plan, freeze, transfer_weights
+
+
+def source_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_weights(run / "fold_0" / "checkpoint_last.pt")["network"]
+
+
+def build(plan: Plan, classes: Classes) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return build_planned_network(plan, classes.num_outputs)
+
+
+def test_same_classes_and_channels_are_taken_as_they_are(run: Path) -> None:
+    facts = read_facts(run)
+    network = build(facts.plan, facts.classes)
+    report = transfer_weights(network, facts.plan, facts.classes, run)
+    for name, tensor in source_weights(run).items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+    assert (report.fresh, report.unused, report.new_classes) == ((), (), ())
+
+
+def test_classes_are_matched_by_name(run: Path) -> None:
+    facts = read_facts(run)
+    background, first, second = facts.classes.names
+    classes = Classes(names=(background, second, "new", first), values=(0, 1, 2, 3))
+    network = build(facts.plan, classes)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    report = transfer_weights(network, facts.plan, classes, run)
+    theirs = source_weights(run)
+    heads = [name for name in report.adapted if name.startswith("heads.")]
+    assert heads
+    assert report.new_classes == ("new",)
+    for name in heads:
+        ours = network.state_dict()[name]
+        assert torch.equal(ours[[0, 1, 3]], theirs[name][[0, 2, 1]]), name
+        assert torch.equal(ours[2], before[name][2]), name
+
+
+def test_channels_are_matched_by_name_and_new_ones_begin_with_the_mean(run: Path) -> None:
+    facts = read_facts(run)
+    (old,) = facts.plan.normalisation
+    new = old.model_copy(update={"channel": "T2"})
+    plan = facts.plan.model_copy(update={"normalisation": (new, old)})
+    network = build(plan, facts.classes)
+    report = transfer_weights(network, plan, facts.classes, run)
+    (first,) = [name for name in report.adapted if not name.startswith("heads.")]
+    ours, theirs = network.state_dict()[first], source_weights(run)[first]
+    assert ours.shape[1] == 2
+    assert torch.equal(ours[:, 1:], theirs)
+    assert torch.equal(ours[:, :1], theirs.mean(1, keepdim=True))
+    assert "new channels: T2" in str(report)
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_every_network_gives_what_its_classes_gave_before(
+    name: str, run: Path, tmp_path: Path
+) -> None:
+    from bundle.test_export import make_run
+
+    source = make_run(run, name, tmp_path / "source")
+    facts = read_facts(tmp_path / "source")
+    names = facts.classes.names
+    classes = Classes(names=(*names, "new"), values=(*facts.classes.values, 99))
+    network = build(facts.plan, classes).eval()
+    transfer_weights(network, facts.plan, classes, tmp_path / "source")
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image)[:, : len(names)], source(image))
+
+
+def test_plan_is_that_of_the_other_model(run: Path) -> None:
+    plan = read_facts(run).plan
+    other = plan.model_copy(
+        update={
+            "patch": (32, 32, 32),
+            "batch_size": 1,
+            "normalisation": tuple(
+                n.model_copy(update={"nonzero_only": True}) for n in plan.normalisation
+            ),
+        }
+    )
+    assert adapt_plan(other, run) == plan
+
+
+def test_another_network_is_refused(run: Path, tmp_path: Path) -> None:
+    facts = read_facts(run)
+    shape = facts.plan.network.model_copy(update={"channels": (6, 10, 14)})
+    plan = facts.plan.model_copy(update={"network": shape})
+    with pytest.raises(ConfigError, match=r"no tensor of .* fits the planned network"):
+        transfer_weights(build(plan, facts.classes), plan, facts.classes, run)
+
+
+def test_training_begins_where_the_other_ended(run: Path, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "d", "msd", num_cases=5, values=(3, 7), shape=(20, 18, 14))
+    settings = (f"training.start_from={run}", "optimizer.learning_rate=1e-9", "optimizer.ema=0")
+    config = load_config(None, [*TINY, *settings, "training.steps_per_epoch=1"])
+    new = volseg.train(dataset, tmp_path / "run", config=config, epochs=1)
+    assert read_facts(new).plan.network == read_facts(run).plan.network
+    for name, tensor in source_weights(run).items():
+        torch.testing.assert_close(source_weights(new)[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_frozen_parts_stay_as_they_are(balls: Path, tmp_path: Path) -> None:
+    config = load_config(None, [*TINY, "optimizer.freeze=[encoder]"])
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    facts = read_facts(run)
+    torch.manual_seed(0)  # As the first fold's network begins.
+    begun = build_planned_network(facts.plan, facts.classes.num_outputs).state_dict()
+    for name, tensor in source_weights(run).items():
+        assert torch.equal(tensor, begun[name]) == name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["encode"], "expected the name of a part of the network, such as encoder, decoder, heads"),
+        (["encoder", "decoder", "heads"], "leaves nothing to train"),
+    ],
+)
+def test_wrong_parts_cannot_be_frozen(parts: list[str], message: str, run: Path) -> None:
+    facts = read_facts(run)
+    with pytest.raises(ConfigError, match=message):
+        freeze(build(facts.plan, facts.classes), parts)

@@ -1,0 +1,103 @@
+"""Rows of history for TensorBoard and MLflow too, where a training is asked for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.handlers.mlflow_logger import MLflowLogger
+from ignite.handlers.tensorboard_logger import TensorboardLogger
+
+from volseg.config import Config
+from volseg.errors import ConfigError
+from volseg.training.engine import TrainingEvents
+from volseg.training.history import History
+from volseg.training.parallel import is_first
+
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse a logger whose package is missing.
+
+    Raises:
+        ConfigError: it is not installed; names the extra that brings it.
+    """
+    for name in names:
+        if not any(find_spec(package) for package in _PACKAGES[name]):
+            raise ConfigError(
+                f"training.log {name}: that package is not installed. Install it: "
+                f"pip install 'volseg[{name}]'"
+            )
+
+
+@contextmanager
+def open_loggers(trainer: Engine, config: Config, history: History) -> Iterator[None]:
+    """Give every new row of history to the loggers of `config`; the first process alone does.
+
+    TensorBoard writes into ``tensorboard/`` beside the history; a resumed training goes on there.
+    MLflow writes to where its own settings say, a new run each time.
+
+    Args:
+        trainer: fires `TrainingEvents.ROUND_COMPLETED` after the row was added.
+        config: of the training.
+        history: its rows.
+    """
+    with ExitStack() as stack:
+        names = config.training.log if is_first() else ()
+        if "tensorboard" in names:
+            done = history.rows[-1]["step"] if history.rows else None
+            folder = history.path.parent / "tensorboard"
+            board = TensorboardLogger(str(folder), purge_step=None if done is None else done + 1)
+            stack.enter_context(board)
+            trainer.add_event_handler(
+                TrainingEvents.ROUND_COMPLETED, lambda: _to_tensorboard(board, history.rows[-1])
+            )
+        if "mlflow" in names:
+            flow = MLflowLogger()
+            stack.enter_context(flow)
+            flow.set_tag("mlflow.runName", _name_run(history.path.parent))
+            flow.log_params(dict(_flatten(config.model_dump(mode="json"))))
+            trainer.add_event_handler(
+                TrainingEvents.ROUND_COMPLETED, lambda: _to_mlflow(flow, history.rows[-1])
+            )
+        yield
+
+
+def _to_tensorboard(board: TensorboardLogger, row: Mapping[str, Any]) -> None:
+    for name, value in _list_scalars(row).items():
+        board.writer.add_scalar(name, value, row["step"])
+    board.writer.flush()
+
+
+def _to_mlflow(flow: MLflowLogger, row: Mapping[str, Any]) -> None:
+    # MLflow refuses other characters, which names of classes may have.
+    scalars = {re.sub(r"[^\w\-. /]", "_", n): value for n, value in _list_scalars(row).items()}
+    flow.log_metrics(scalars, step=row["step"])
+
+
+def _list_scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a row; those of classes as ``val_dice_by_class/NAME``."""
+    return {
+        name: float(value)
+        for name, value in _flatten(row, "/")
+        if name != "step" and isinstance(value, (int, float))
+    }
+
+
+def _flatten(values: Mapping[str, Any], join: str = ".") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            for inner, scalar in _flatten(value, join):
+                yield f"{name}{join}{inner}", scalar
+        else:
+            yield name, value
+
+
+def _name_run(fold: Path) -> str:
+    return f"{fold.resolve().parent.name}/{fold.name}"
