@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/volseg demo --output demo/$$(date +%Y%m%d-%H%M%S)
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

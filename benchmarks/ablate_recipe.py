@@ -25,13 +25,10 @@ def without(names: tuple[str, ...]) -> list[str]:
 
 RUNS = {
     "recipe": [],
-    "learning rate 1e-3": ["optimizer.learning_rate=1.0e-3"],
-    "learning rate 9e-3": ["optimizer.learning_rate=9.0e-3"],
-    "descent with momentum": [
-        "optimizer.name=sgd",
-        "optimizer.learning_rate=1.0e-2",
-        "optimizer.weight_decay=3.0e-5",
-    ],
+    "learning rate 3e-3": ["optimizer.learning_rate=3.0e-3"],
+    "learning rate 2e-2": ["optimizer.learning_rate=2.0e-2"],
+    "AdamW": ["optimizer.name=adamw"],
+    "descent with momentum": ["optimizer.name=sgd", "optimizer.weight_decay=3.0e-5"],
     "no weight decay": ["optimizer.weight_decay=0"],
     "weight decay 1e-3": ["optimizer.weight_decay=1.0e-3"],
     "weight decay 5e-2": ["optimizer.weight_decay=5.0e-2"],

@@ -5,6 +5,9 @@
 Trains on a small generated dataset, once undisturbed and once under SIGKILL at random moments,
 resumed after each. Prints a line per kill and the verdict; exit code 0 if all that a training is
 made of is equal: weights, averaged weights, the optimiser's moments, counters and history.
+
+With ``--minutes`` both are the same training up to where its number of steps is final, since the
+time until then is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,10 +29,11 @@ import numpy as np
 import torch
 from compare_networks import describe_machine
 
-from volseg.config import load_config
+from volseg.config import load_config, with_length
 from volseg.networks.weights import load_weights
 from volseg.run_folder import LAST
 from volseg.training import train
+from volseg.training.budget import Budget
 
 SETTINGS = (
     "plan.width=4",
@@ -50,8 +55,9 @@ class Attempt:
 
     dataset: Path
     run: Path
-    epochs: int
+    epochs: int | None
     settings: tuple[str, ...] = SETTINGS
+    minutes: float | None = None
 
     @property
     def fold(self) -> Path:
@@ -61,14 +67,30 @@ class Attempt:
     def has_begun(self) -> bool:
         return (self.fold / LAST).exists()
 
+    @property
+    def is_final(self) -> bool:
+        """Whether no time changes the number of steps any more."""
+        budget = Budget(1, self.minutes)
+        if self.has_begun:
+            budget.load_state_dict(load_weights(self.fold / LAST)["training"]["budget"])
+        return budget.is_final
+
     def start(self) -> BaseProcess:
         """Begin, or resume if there is a checkpoint."""
         # Its server has torch imported: a process that is killed at once costs little.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", "volseg.training"])
-        process = context.Process(target=_train, args=(self,))
+        process = context.Process(target=self.train)
         process.start()
         return process
+
+    def train(self) -> None:
+        """What its process does."""
+        if self.has_begun:
+            train(self.dataset, self.run, resume=True, device="cpu")
+        else:
+            config = with_length(load_config(None, self.settings), self.minutes, self.epochs)
+            train(self.dataset, self.run, config=config, device="cpu")
 
     def count_epochs(self) -> int:
         """In the history, where every row is written at once."""
@@ -102,12 +124,14 @@ class Kill:
         return f"kill {self.number:3}, {when}: {self.seconds:6.2f} s, epoch {self.epochs}"
 
 
-def _train(attempt: Attempt) -> None:
-    if attempt.has_begun:
-        train(attempt.dataset, attempt.run, resume=True, device="cpu")
-    else:
-        config = load_config(None, attempt.settings)
-        train(attempt.dataset, attempt.run, config=config, epochs=attempt.epochs, device="cpu")
+def begin_alike(attempt: Attempt, other: Attempt) -> None:
+    """Kill a training once its number of steps is final, and copy what that leaves."""
+    process = attempt.start()
+    while process.exitcode is None and not attempt.is_final:
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    shutil.copytree(attempt.run, other.run)
 
 
 def finish(attempt: Attempt) -> None:
@@ -207,19 +231,24 @@ def main() -> None:
     )
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--epochs", type=int, help="by default 4 per kill")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, help="by default 4 per kill")
+    length.add_argument("--minutes", type=float, help="instead of epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"{arguments.output} exists; choose a new folder")
     print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
     dataset = make_dataset(arguments.output / "dataset")
-    epochs = arguments.epochs or 4 * arguments.kills
+    epochs = None if arguments.minutes else arguments.epochs or 4 * arguments.kills
     alone, killed = (
-        Attempt(dataset, arguments.output / name, epochs) for name in ("alone", "killed")
+        Attempt(dataset, arguments.output / name, epochs, minutes=arguments.minutes)
+        for name in ("alone", "killed")
     )
+    if arguments.minutes:
+        begin_alike(killed, alone)
     finish(alone)
-    print(f"undisturbed: {epochs} epochs", flush=True)
+    print(f"undisturbed: {alone.count_epochs()} rows of history", flush=True)
     made = kill_and_resume(
         killed, arguments.kills, arguments.seed, lambda kill: print(kill, flush=True)
     )

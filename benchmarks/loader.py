@@ -6,13 +6,14 @@ Every side cuts its patches from its own store of the same synthetic volumes and
 nnU-Net's set (``configs/nnunet.yaml``), in batches of two:
 
 - volseg: prepared cases on disk, by the loader of a training;
-- MONAI: dictionary transforms on volumes in memory, without metadata tensors;
+- MONAI: dictionary transforms on volumes in memory, without metadata tensors; as in its tutorials,
+  where each crop looks for the classes anew, and with the places of the classes kept;
 - nnU-Net: its own data loader and transforms on its own compressed store (`loader_nnunet.py`, by
   ``--peer-python``, where nnunetv2 is installed; left out without it).
 
 The sides take turns, each with one thread, whose processor time counts: what else the machine
-does has little weight. ``--waiting DATASET RUN`` shows instead, for a run
-folder that ``volseg train DATASET -o RUN`` made, which share of a step waits for its batch.
+does has little weight. Which share of a step waits for its batch is in every row of a training's
+``history.jsonl``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from monai.data import set_track_meta
 from monai.transforms import (
     Compose,
     EnsureTyped,
+    FgBgToIndicesd,
     RandAdjustContrastd,
     RandAffined,
     RandCropByPosNegLabeld,
@@ -47,16 +49,12 @@ from monai.transforms import (
 )
 from scipy import ndimage
 
-from volseg.config import Config, load_config
+from volseg.config import load_config
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
-from volseg.inference.model import build_planned_network, choose_device
-from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.planning import NetworkPlan, Normalisation, Plan
-from volseg.training.budget import Budget
-from volseg.training.engine import create_trainer, make_learner
 
 HERE = Path(__file__).resolve().parent
 BATCH, CASES = 2, 6
@@ -116,13 +114,18 @@ def start_volseg(cases: Sequence[CachedCase], dataset: Path, patch: Sequence[int
     return time_batches(iter(make_loader(patches, 0, 0, torch.device("cpu"))))
 
 
-def start_monai(cases: Sequence[CachedCase], patch: Sequence[int]) -> Turn:
+def start_monai(cases: Sequence[CachedCase], patch: Sequence[int], *, keeps_indices: bool) -> Turn:
+    """MONAI's transforms as its tutorials have them, or with the places of the classes kept."""
     set_track_meta(False)
     volumes = [
         {"image": case.image.astype(np.float32), "label": np.array(case.label)[None]}
         for case in cases
     ]
-    return time_batches(make_monai_batches(volumes, Compose(list_monai_transforms(patch))))
+    if keeps_indices:
+        find = FgBgToIndicesd("label")
+        volumes = [find(volume) for volume in volumes]
+    transforms = Compose(list_monai_transforms(patch, keeps_indices=keeps_indices))
+    return time_batches(make_monai_batches(volumes, transforms))
 
 
 def make_monai_batches(
@@ -136,13 +139,20 @@ def make_monai_batches(
         yield images, torch.stack([sample["label"][0] for sample in samples]).long()
 
 
-def list_monai_transforms(patch: Sequence[int]) -> list[Any]:
+def list_monai_transforms(patch: Sequence[int], *, keeps_indices: bool) -> list[Any]:
     both, image = ("image", "label"), "image"
     angles = [np.pi / 6] * 3
     sigmas = {f"sigma_{axis}": (0.5, 1.0) for axis in "xyz"}
     gamma = {"gamma": (0.7, 1.5), "retain_stats": True}
     return [
-        RandCropByPosNegLabeld(both, "label", patch, pos=0.33, neg=0.67, num_samples=1),
+        RandCropByPosNegLabeld(
+            both,
+            "label",
+            patch,
+            num_samples=1,
+            fg_indices_key="label_fg_indices" if keeps_indices else None,
+            bg_indices_key="label_bg_indices" if keeps_indices else None,
+        ),
         EnsureTyped(both, track_meta=False),
         RandAffined(
             both,
@@ -213,7 +223,8 @@ def compare(size: str, rounds: int, peer_python: Path | None) -> dict[str, Any]:
         cases = build_cache(dataset, dataset.cases, make_plan(patch), Path(name, "cache"))
         sides: dict[str, Turn] = {
             "volseg": start_volseg(cases, path, patch),
-            "MONAI": start_monai(cases, patch),
+            "MONAI": start_monai(cases, patch, keeps_indices=False),
+            "MONAI, places kept": start_monai(cases, patch, keeps_indices=True),
         }
         if peer_python:
             arrays = write_arrays(cases, Path(name, "arrays"))
@@ -235,45 +246,7 @@ def format_row(side: str, result: dict[str, Any]) -> str:
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     patch = "x".join(str(edge) for edge in result["patch"])
     speed = statistics.median(speeds[side])
-    return f"{patch:12} {side:8} {speed:9.2f} {median:8.2f}  {low:.2f} - {high:.2f}"
-
-
-def measure_waiting(dataset: Path, run: Path, steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds of a training step and of the wait for its batch, medians and sums."""
-    plan, found, config = Plan.read_yaml(run / "plan.yaml"), find_dataset(dataset), Config()
-    cases = build_cache(found, found.cases, plan, run / "cache")
-    augment = Augmentation(config.augmentation, plan.spacing_mm, found.classes)
-    patches = PatchDataset(
-        cases,
-        plan.patch,
-        batch_size=plan.batch_size,
-        foreground=config.training.foreground,
-        augment=augment,
-        seed=0,
-    )
-    learner = make_learner(
-        build_planned_network(plan, found.classes.num_outputs),
-        MultiLevelLoss(DiceCrossEntropy(1, 1)),
-        device,
-        Budget(steps),
-        config.optimizer,
-        seed=0,
-    )
-    # The step of a training, without what a training does between steps.
-    step = create_trainer(learner)._process_function
-    batches = iter(make_loader(patches, 0, 0, device))
-    waits, totals = [], []
-    for _ in range(steps):
-        start = time.perf_counter()
-        batch = next(batches)
-        waits.append(time.perf_counter() - start)
-        step(None, batch)
-        totals.append(time.perf_counter() - start)
-    return {
-        "wait_ms": 1e3 * statistics.median(waits),
-        "step_ms": 1e3 * statistics.median(totals),
-        "share": sum(waits[5:]) / sum(totals[5:]),
-    }
+    return f"{patch:12} {side:20} {speed:9.2f} {median:8.2f}  {low:.2f} - {high:.2f}"
 
 
 def main() -> None:
@@ -283,25 +256,16 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="of an environment with nnunetv2")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=9, help="turns of each side; 2 or more")
-    parser.add_argument("--waiting", nargs=2, type=Path, metavar=("DATASET", "RUN"))
-    parser.add_argument("--steps", type=int, default=100, help="of --waiting")
-    parser.add_argument("--device", default="cpu", help="of --waiting: cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     arguments = parser.parse_args()
-    if not arguments.waiting:
-        torch.set_num_threads(1)
-    about: dict[str, Any] = describe_machine(arguments.device)
+    torch.set_num_threads(1)
+    about: dict[str, Any] = describe_machine("cpu")
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
-    if arguments.waiting:
-        device = choose_device(arguments.device)
-        about["waiting"] = measure_waiting(*arguments.waiting, arguments.steps, device)
-        print(*(f"{key}: {value:.3f}" for key, value in about["waiting"].items()), sep="\n")
-    else:
-        results = [compare(s, arguments.rounds, arguments.peer_python) for s in arguments.sizes]
-        print(f"\n{'patch':12} {'side':8} {'patches/s':>9} {'volseg x':>8}  quartiles")
-        for result in results:
-            print(*(format_row(side, result) for side in result["speeds"]), sep="\n")
-        about["results"] = results
+    results = [compare(s, arguments.rounds, arguments.peer_python) for s in arguments.sizes]
+    print(f"\n{'patch':12} {'side':20} {'patches/s':>9} {'volseg x':>8}  quartiles")
+    for result in results:
+        print(*(format_row(side, result) for side in result["speeds"]), sep="\n")
+    about["results"] = results
     if arguments.json:
         arguments.json.write_text(json.dumps(about, indent=1))
 

@@ -50,6 +50,7 @@ from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.images import read_header
 from volseg.planning.plan import Plan
+from volseg.training.precision import choose_precision
 
 PEER = Path(__file__).with_name("nnunet_peer.py")
 PEER_DATASET = "Dataset001_Benchmark"
@@ -327,6 +328,7 @@ def main() -> None:
     python, dataset = arguments.peer_python.absolute(), arguments.dataset.absolute()
     peer = Peer(python, output / "nnunet", dataset, arguments.peer_workers)
     print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
+    print(f"volseg's precision: {choose_precision('auto', torch.device('cpu'))}")
     print(*(f"peer's {key}: {value}" for key, value in peer.describe().items()), sep="\n")
     rows = []
     for seed in arguments.seeds:

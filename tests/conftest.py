@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from known_speed import know_speed
 from makers import make_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_speed() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        know_speed(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from volseg.atomic import write_json
 from volseg.errors import ConfigError, VolsegError
@@ -185,14 +192,18 @@ class LossConfig(Record):
     """What is left at the end of the training of all weights but the main output's."""
 
 
+LEARNING_RATES = {"muon": 1e-2, "adamw": 3e-3, "sgd": 1e-2}
+
+
 class OptimizerConfig(Record):
     """Warm-up and polynomial decay over the real length of the training."""
 
-    name: Literal["adamw", "muon", "sgd"] = "adamw"
-    """AdamW, Muon (`volseg.training.muon`), or stochastic gradient descent by Nesterov."""
+    name: Literal["muon", "adamw", "sgd"] = "muon"
+    """Muon (`volseg.training.muon`), AdamW, or stochastic gradient descent by Nesterov."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of Muon (0.95 by default) and of stochastic gradient descent (0.99)."""
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive = LEARNING_RATES["muon"]
+    """By default that of the optimiser in `LEARNING_RATES`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup: Probability = 0.03
     """Share of the training over which the learning rate rises linearly from zero."""
@@ -204,6 +215,21 @@ class OptimizerConfig(Record):
     """Parts of the network that keep their weights, by name, as in ``encoder``."""
     ema: Probability = 0.03
     """Horizon of the moving average of the weights as a share of the training; 0 is off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_rate(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("learning_rate") is None:
+            name = data.get("name", cls.model_fields["name"].default)
+            rate = LEARNING_RATES.get(str(name), LEARNING_RATES["muon"])
+            return {**data, "learning_rate": rate}
+        return data
+
+    @model_validator(mode="after")
+    def _check_momentum(self) -> OptimizerConfig:
+        if self.name == "adamw" and self.momentum is not None:
+            raise ValueError("momentum is of muon and sgd; expected none with adamw. Leave it out")
+        return self
 
 
 def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
@@ -218,10 +244,10 @@ Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]
 class AugmentationConfig(Record):
     """How often each random change is applied to a training patch, and how strong it is.
 
-    Changes come in the order given here but for the mirroring, which is last; each happens by its
-    own chance. Ranges are drawn from evenly; a factor of brightness, contrast or gamma is as often
-    below 1 as above where its range has both. Several channels are changed each by its own draw,
-    but for rotation, scale, mirroring and the strength of the noise.
+    Changes come in the order given here; each happens by its own chance. Ranges are drawn from
+    evenly; a factor of brightness, contrast or gamma is as often below 1 as above where its range
+    has both. Several channels are changed each by its own draw, but for rotation, scale, mirroring
+    and the strength of the noise.
     """
 
     rotate: Probability = 0.3
@@ -285,10 +311,13 @@ class TrainingConfig(Record):
     start_from: str | None = None
     """A run folder or bundle: its plan is taken over, and its weights by name and shape."""
     patience: Annotated[int, Field(gt=0)] | None = None
-    """End after so many validations without a better Dice; None goes on to the end."""
+    """End after so many validations without a better Dice; None goes on to the end. There are more
+    of them then, at most one per epoch or 25th of the minutes."""
     parts: Annotated[int, Field(gt=0)] = 1
-    """A batch is computed in so many parts, whose gradients are added: the same training in less
-    memory. Doubled where memory runs out."""
+    """A batch is computed in so many parts, whose gradients are added by their samples: the same
+    training in less memory, but for batch normalisation, Dice of whole batches, and cross-entropy
+    among voxels of unknown class, which is a mean over the known ones of each part. Doubled where
+    memory runs out."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the network's arithmetic; auto takes 16 bits where the hardware gains by it."""
     compile: bool | None = None

@@ -122,6 +122,11 @@ def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config
     return config
 
 
+def name_config_before(extension: int) -> str:
+    """The file with the configuration that a fold had before its extension of this number."""
+    return f"config_before_extension_{extension}.yaml"
+
+
 def extend_fold(run: RunFolder, fold: int, config: Config, number: int) -> None:
     """Keep the configuration of an extension, and beside it the one from before.
 
@@ -132,7 +137,7 @@ def extend_fold(run: RunFolder, fold: int, config: Config, number: int) -> None:
         number: which extension it is, from 1.
     """
     path = run.fold(fold) / "config.yaml"
-    before = path.with_name(f"config_before_extension_{number}.yaml")
+    before = path.with_name(name_config_before(number))
     # Killed at its beginning, the same extension may begin twice.
     if not before.exists():
         write_text(before, path.read_text(encoding="utf-8"))

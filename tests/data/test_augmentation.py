@@ -23,8 +23,8 @@ from volseg.data.intensity import (
     lower_resolution_,
 )
 from volseg.data.patches import cut
-from volseg.data.spatial import find_region, resample, rotation_matrix
-from volseg.errors import ConfigError
+from volseg.data.spatial import find_region, keep_inside, resample, rotation_matrix
+from volseg.errors import ConfigError, DataError
 
 CLASSES = Classes(names=("background", "left a", "right a"), values=(0, 1, 2))
 ALWAYS = {
@@ -73,7 +73,13 @@ def make_cut(
     augmentation: Augmentation, image: torch.Tensor, label: torch.Tensor, seed: int
 ) -> Cut:
     centre = [(size - 1) / 2 for size in label.shape]
-    return Cut(image, label, centre, label.shape, augmentation.draw(seed, len(image)))
+    return Cut(
+        image,
+        label,
+        centre,
+        label.shape,
+        augmentation.draw(np.random.default_rng(seed), len(image)),
+    )
 
 
 def change(
@@ -167,7 +173,7 @@ def test_scale_above_one_shows_more_of_the_volume() -> None:
 @pytest.mark.parametrize("per_axis", [True, False])
 def test_scale_is_one_for_all_axes_or_one_for_each(per_axis: bool) -> None:
     augmentation = make_augmentation(scale=1, scale_per_axis=per_axis)
-    factors = np.diag(augmentation.draw(0, 1).matrix)
+    factors = np.diag(augmentation.draw(np.random.default_rng(0), 1).matrix)
     assert len(set(factors)) == (3 if per_axis else 1)
     assert ((factors > 0.8) & (factors < 1.2)).all()
 
@@ -197,7 +203,7 @@ def test_region_holds_what_the_patch_shows_and_ends_with_the_volume() -> None:
     for start in ((15, 16, 17), (0, 0, 0), (34, 34, 34)):
         centre = np.asarray(start) + middle(patch)
         expected = resample(whole, label, matrix, centre, patch)
-        first, size = find_region(matrix, start, patch, shape)
+        first, size = find_region(matrix, centre, start, patch, shape)
         assert all(a >= 0 and a + n <= s for a, n, s in zip(first, size, shape, strict=True))
         assert np.prod(size) < 20**3
         parts = [torch.from_numpy(cut(part.numpy(), first, size)) for part in (whole, label)]
@@ -208,21 +214,55 @@ def test_region_holds_what_the_patch_shows_and_ends_with_the_volume() -> None:
 
 def test_region_of_a_small_volume_reaches_no_further_than_the_patch() -> None:
     matrix = rotation_matrix([0.4, 0.3, 0.2])
-    assert find_region(matrix, (-2, 1, -1), (8, 4, 5), (4, 6, 3)) == ((-2, 0, -1), (8, 6, 5))
+    start, patch = (-2, 1, -1), (8, 4, 5)
+    centre = np.add(start, middle(patch))
+    assert find_region(matrix, centre, start, patch, (4, 6, 3)) == ((-2, 0, -1), (8, 6, 5))
 
 
 def test_region_without_a_turn_is_the_patch() -> None:
-    assert find_region(np.eye(2), (3, 5), (8, 1), (20, 20)) == ((3, 5), (8, 1))
+    start, patch = (3, 5), (8, 1)
+    centre = np.add(start, middle(patch))
+    assert find_region(np.eye(2), centre, start, patch, (20, 20)) == ((3, 5), (8, 1))
     quarter = rotation_matrix([np.pi / 2])
-    assert find_region(quarter, (5, 5), (8, 8), (20, 20)) == ((5, 5), (8, 8))
+    centre = np.array([8.5, 8.5])
+    assert find_region(quarter, centre, (5, 5), (8, 8), (20, 20)) == ((5, 5), (8, 8))
+
+
+def test_patch_turns_about_its_voxel_where_that_would_fall_out() -> None:
+    matrix, patch = rotation_matrix([0.3, 0.2, 0.4]), (9, 9, 9)
+    centre = np.array([4.0, 4.0, 4.0])
+    assert keep_inside(matrix, centre, patch, (5, 3, 6)) is centre
+    for voxel in ((0, 0, 8), (8, 0, 4), (0, 8, 0)):
+        moved = keep_inside(matrix, centre, patch, voxel)
+        # Voxel q of the patch shows moved + matrix @ (q - middle): at its old place it is itself.
+        np.testing.assert_allclose(moved + matrix @ (np.array(voxel) - 4), voxel, atol=1e-9)
+
+
+def test_slices_are_not_resampled_across() -> None:
+    config = STILL.model_copy(update={"rotate": 1.0, "scale": 1.0})
+    for axis in range(3):
+        augment = Augmentation(config, (1.0, 1.0, 1.5), CLASSES, slice_axis=axis)
+        for seed in range(5):
+            matrix = augment.draw(np.random.default_rng(seed), 1).matrix
+            assert matrix[axis].tolist() == matrix[:, axis].tolist() == np.eye(3)[axis].tolist()
+            assert abs(matrix - np.eye(3)).max() > 1e-3
+        assert augment.fine_axes == tuple(i for i in range(3) if i != axis)
+
+
+def test_patch_that_cannot_be_changed_names_its_case() -> None:
+    augmentation = make_augmentation(3, **ALWAYS)
+    (cut, *_) = make_cuts(augmentation, (6, 6, 6))
+    broken = cut._replace(image=cut.image[:, :0], case_id="case_07")
+    with pytest.raises(DataError, match="case case_07: its patch could not be changed"):
+        augmentation([broken])
 
 
 def test_rotation_spares_a_coarse_axis() -> None:
-    assert rotation_range(180, (1, 1, 3)) == [0, 0, pytest.approx(np.pi)]
-    assert rotation_range(90, (1, 1.2, 1)) == [pytest.approx(np.pi / 2)] * 3
-    assert rotation_range(90, (1, 1)) == [pytest.approx(np.pi / 2)]
+    assert rotation_range(180, (False, False, True)) == [0, 0, pytest.approx(np.pi)]
+    assert rotation_range(90, (False,) * 3) == [pytest.approx(np.pi / 2)] * 3
+    assert rotation_range(90, (False,) * 2) == [pytest.approx(np.pi / 2)]
     config = STILL.model_copy(update={"rotate": 1.0})
-    matrix = Augmentation(config, (1.0, 4.0, 1.0), CLASSES).draw(0, 1).matrix
+    matrix = Augmentation(config, (1.0, 4.0, 1.0), CLASSES).draw(np.random.default_rng(0), 1).matrix
     assert matrix[1].tolist() == [0, 1, 0]
     assert matrix[:, 1].tolist() == [0, 1, 0]
     assert abs(matrix[0, 2]) > 0
@@ -316,7 +356,7 @@ def test_noise_has_its_deviation_in_each_channel() -> None:
 def test_brightness_is_a_factor() -> None:
     image = draw_image(2, 6, 6)
     augmentation = make_augmentation(2, brightness=1, brightness_range=(2.0, 3.0))
-    factors = augmentation.draw(0, 2).brightness
+    factors = augmentation.draw(np.random.default_rng(0), 2).brightness
     found, _ = change(augmentation, image, torch.zeros(6, 6))
     assert 2 < min(factors) < max(factors) < 3
     torch.testing.assert_close(found, image * torch.tensor(factors)[:, None, None])
@@ -350,7 +390,7 @@ def test_all_changes_together_stay_finite(shape: tuple[int, ...]) -> None:
 def test_chances_and_ranges_are_those_of_the_configuration() -> None:
     config = load_config(None, ["augmentation.blur_channels=0.5"]).augmentation
     augmentation = Augmentation(config, (1.0, 1.0, 1.0), CLASSES)
-    drawn = [augmentation.draw(seed, 2) for seed in range(4000)]
+    drawn = [augmentation.draw(np.random.default_rng(seed), 2) for seed in range(4000)]
     for name in ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma"):
         share = sum(bool(getattr(changes, name)) for changes in drawn) / len(drawn)
         assert share == pytest.approx(getattr(config, name), abs=0.02)
@@ -417,7 +457,7 @@ def make_cuts(augmentation: Augmentation, patch: tuple[int, ...]) -> list[Cut]:
             torch.arange(np.prod(shape)).reshape(shape) % 3,
             middle(shape),
             patch,
-            augmentation.draw(seed, 2),
+            augmentation.draw(np.random.default_rng(seed), 2),
         )
         for seed in range(6)
     ]

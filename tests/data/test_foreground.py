@@ -23,11 +23,26 @@ def test_half_of_the_positions_are_shared_by_the_parts(dims: int) -> None:
     assert mask[tuple(positions.T)].all()
     assert positions.dtype == np.int32
     volume = 28**dims + 2**dims
-    assert len(positions) == min(volume, FOREGROUND_VOXELS) // 2 * 2
+    assert len(positions) == 2 * min(volume, FOREGROUND_VOXELS // 2)
     is_small = (positions >= 34).all(1)
     # A quarter by parts, and its share of the voxels in the other half.
     assert is_small.mean() == pytest.approx(0.25 + 0.5 * 2**dims / volume, abs=0.03)
     assert len(np.unique(positions[is_small], axis=0)) == 2**dims
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_smallest_parts_are_all_there(size: int) -> None:
+    mask = np.zeros((60, 60), bool)
+    mask[::6, :size] = True
+    for seed in range(20):
+        positions = draw_parts(np.random.default_rng(seed), mask)
+        assert len(np.unique(positions, axis=0)) == mask.sum()
+    # Beside one that fills the places alone.
+    mask = np.zeros((200, 200), bool)
+    mask[:, 20:] = True
+    mask[::6, :size] = True
+    positions = draw_parts(np.random.default_rng(0), mask)
+    assert set(range(0, 200, 6)) == set(positions[positions[:, 1] < size, 0].tolist())
 
 
 def test_one_part_is_drawn_evenly_and_once() -> None:
@@ -51,6 +66,14 @@ def test_shares_of_classes_by_hand() -> None:
     assert choose_shares([[0, 1, 2], [0, 1, 2]], 3) == pytest.approx([0.5, 0.5])
     # Square roots of 1 and 1 / 4.
     assert choose_shares([[0, 1, 2, 3], [2]], 4) == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_classes_that_no_output_shows_have_no_centre() -> None:
+    cases = make_cases([(5, 5, 5), (5, 0, 5)])
+    patches = PatchDataset(
+        cases, (4, 4), batch_size=2, foreground=1, augment=keep, seed=0, classes=(2, 3)
+    )
+    assert patches.holders == [(2, [0]), (3, [0, 1])]
 
 
 def make_cases(counts: list[tuple[int, ...]]) -> list[CachedCase]:

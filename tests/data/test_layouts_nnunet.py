@@ -83,6 +83,20 @@ def test_labels_of_single_values_are_no_regions(tmp_path):
     assert find_dataset(folder).classes.regions == ()
 
 
+def test_background_of_any_spelling_is_no_region(tmp_path):
+    folder = make_dataset(tmp_path / "d", "nnunet", num_cases=1)
+    edit(folder, labels={"Background": 0, "whole": [1, 2], "core": 2})
+    classes = find_dataset(folder).classes
+    assert [region.name for region in classes.regions] == ["whole", "core"]
+
+
+def test_several_ignored_values_are_refused(tmp_path):
+    folder = make_dataset(tmp_path / "d", "nnunet", num_cases=1)
+    edit(folder, labels={"background": 0, "liver": 1, "ignore": [2, 3]})
+    with pytest.raises(DataError, match=r"'ignore' has the values \[2, 3\]; expected one"):
+        find_dataset(folder)
+
+
 def test_ignore_label_is_no_class(tmp_path):
     folder = make_dataset(tmp_path, "nnunet")
     edit(folder, labels={"background": 0, "liver": 1, "ignore": 2})

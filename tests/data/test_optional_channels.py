@@ -214,19 +214,22 @@ def test_which_channel_is_there_decides_about_the_cache(tmp_path: Path) -> None:
         images = [None if i == absent else path for i, path in enumerate(case.images)]
         case = case.model_copy(update={"images": tuple(images)})
         (cached,) = build_cache(dataset, [case], plan, tmp_path / "cache")
+        assert cached.absent == (() if absent is None else (absent,))
         entries.add(cached.folder)
         is_there = [bool(np.any(channel)) for channel in cached.image]
         assert is_there == [i != absent for i in range(2)]
     assert len(entries) == 3
 
 
-def change(image: Tensor, optional: Sequence[int], seed: int, **how: Any) -> Tensor:
+def change(
+    image: Tensor, optional: Sequence[int], seed: int, absent: Sequence[int] = (), **how: Any
+) -> Tensor:
     """A patch by an augmentation that drops channels, and does nothing else unless told."""
     config = STILL.model_copy(update=how)
     augment = Augmentation(config, (1.0, 1.0, 1.0), CLASSES, optional)
     label = torch.zeros(image.shape[1:], dtype=torch.int64)
-    changes = augment.draw(seed, len(image))
-    return augment([Cut(image, label, (0.5, 0.5, 0.5), (2, 2, 2), changes)])[0][0]
+    changes = augment.draw(np.random.default_rng(seed), len(image))
+    return augment([Cut(image, label, (0.5, 0.5, 0.5), (2, 2, 2), changes, "a", absent)])[0][0]
 
 
 PATCH = torch.ones(3, 2, 2, 2)
@@ -259,12 +262,15 @@ def test_one_channel_is_always_left() -> None:
     assert left == {(True, False, False), (False, True, False), (False, False, True)}
     lacking = PATCH.clone()
     lacking[:2] = 0
-    assert change(lacking, (0, 1, 2), 5, drop_channel=1.0)[2].all()
+    assert change(lacking, (0, 1, 2), 5, (0, 1), drop_channel=1.0)[2].all()
 
 
 def test_what_is_not_there_stays_zero_under_noise() -> None:
     lacking = PATCH.clone()
     lacking[1] = 0
-    image = change(lacking, (1, 2), 1, drop_channel=0.0, noise=1, noise_deviation=(0.1, 0.1))
-    changed = [bool((ours != theirs).any()) for ours, theirs in zip(image, lacking, strict=True)]
-    assert changed == [True, False, True]
+    how: dict[str, Any] = {"drop_channel": 0.0, "noise": 1, "noise_deviation": (0.1, 0.1)}
+    for absent, expected in (((1,), [True, False, True]), ((), [True, True, True])):
+        # Without the case's word, a patch that is zero is a patch as any other.
+        image = change(lacking, (1, 2), 1, absent, **how)
+        changed = [bool((new != old).any()) for new, old in zip(image, lacking, strict=True)]
+        assert changed == expected

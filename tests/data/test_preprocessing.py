@@ -189,3 +189,12 @@ def test_wrong_number_of_axes_is_refused() -> None:
 def test_ct_normalisation_needs_its_numbers() -> None:
     with pytest.raises(ConfigError, match="'ct' needs clip_low"):
         Normalisation.parse({"channel": "CT", "scheme": "ct"}, "plan")
+
+
+def test_labels_of_more_indices_than_a_byte_holds() -> None:
+    classes = Classes(names=tuple(map(str, range(300))), values=tuple(range(300)))
+    labels = np.arange(300).reshape(20, 15, 1).repeat(4, 2)
+    indices = torch.from_numpy(classes.encode(labels))
+    assert torch.equal(indices, torch.from_numpy(labels).to(indices.dtype))
+    finer = resample_labels(indices, 300, (20, 15, 8))
+    assert torch.equal(finer[:, :, ::2], indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -14,9 +15,12 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 import volseg
+from volseg.data.cases import Classes
+from volseg.data.mirroring import plan_mirroring
 from volseg.errors import ConfigError, DataError, MachineError
+from volseg.inference import windows
 from volseg.inference.inputs import find_inputs
-from volseg.inference.windows import predict_scores
+from volseg.inference.windows import list_mirrorings, predict_scores
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,34 @@ def test_windows_equal_monais_inferer(predictor: volseg.Predictor) -> None:
     assert torch.allclose(scores, expected[0], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("has_bfloat16", "precision"), [(True, torch.bfloat16), (False, torch.float16)]
+)
+def test_windows_on_a_gpu_have_the_range_of_float32_where_it_can(
+    has_bfloat16: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def autocast(device_type: str, dtype: torch.dtype, enabled: bool) -> nullcontext[None]:
+        seen.append((device_type, dtype, enabled))
+        return nullcontext()
+
+    def run_on_cpu(image: torch.Tensor, *, predictor: nn.Module, **_: object) -> torch.Tensor:
+        return predictor(image)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    monkeypatch.setattr(windows, "sliding_window_inference", run_on_cpu)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: has_bfloat16 or including_emulation,
+    )
+    image = torch.zeros(1, 4, 4, 4)
+    for device in ("cuda", "cpu"):
+        predict_scores([nn.Identity()], image, (4, 4, 4), torch.device(device))
+    assert seen == [("cuda", precision, True), ("cpu", torch.float32, False)]
+
+
 def test_edited_plan_is_noticed(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
     plan = copy / "plan.yaml"
@@ -176,3 +208,66 @@ def test_wrong_inputs_of_a_batch_are_refused(tmp_path: Path) -> None:
     twice = [*touch(tmp_path / "b", "s.nii.gz"), *touch(tmp_path / "c", "s.nii")]
     with pytest.raises(DataError, match="would both be written as s"):
         find_inputs(twice, 1)
+
+
+class _Ramps(torch.nn.Module):
+    """Logits that know where in the window they are, a channel for each class."""
+
+    def __init__(self, ramps: torch.Tensor) -> None:
+        super().__init__()
+        self.ramps = ramps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.ramps
+
+
+@pytest.mark.parametrize(
+    ("names", "regions", "axes", "outputs"),
+    [
+        (("left a", "right a", "b"), (), (0, 1, 2), [0, 2, 1, 3]),
+        (("left a", "b", "c"), (), (1, 2), [0, 1, 2, 3]),
+        (
+            ("left a", "right a", "b"),
+            [
+                {"name": "right", "values": (2,)},
+                {"name": "left", "values": (1,)},
+                {"name": "all", "values": (1, 2, 3)},
+            ],
+            (0, 1, 2),
+            [1, 0, 2],
+        ),
+    ],
+)
+def test_scores_are_averaged_over_mirror_images(names, regions, axes, outputs) -> None:
+    classes = Classes(names=("background", *names), values=(0, 1, 2, 3), regions=regions)
+    mirroring = plan_mirroring(classes, 3)
+    window, generator = (4, 5, 6), torch.Generator().manual_seed(0)
+    image = torch.rand(1, *window, generator=generator)
+    ramps = torch.rand(len(outputs), *window, generator=generator)
+    expected = []
+    for number in range(4 if axes == (1, 2) else 8):
+        chosen = [axis for place, axis in enumerate(axes) if number >> place & 1]
+        dims = [axis + 1 for axis in chosen]
+        logits = (image.flip(dims) * ramps).flip(dims)
+        if 0 in chosen:
+            logits = torch.stack([logits[outputs[k]] for k in range(len(outputs))])
+        expected.append(logits)
+    cpu = torch.device("cpu")
+    scores = predict_scores([_Ramps(ramps)], image, window, cpu, mirroring=mirroring)
+    torch.testing.assert_close(scores, torch.stack(expected).mean(0))
+
+
+def test_slices_are_not_mirrored_through() -> None:
+    mirroring = plan_mirroring(Classes(names=("background", "a"), values=(0, 1)), 3)
+    assert list_mirrorings(mirroring, (8, 1, 8)) == [(), (0,), (2,), (0, 2)]
+
+
+def test_mirrored_predictor_is_another(run: Path, balls: Path) -> None:
+    image = sorted((balls / "imagesTr").iterdir())[0]
+    plain, mirrored = (
+        volseg.Predictor.load(run, mirror=mirror)(image, probabilities=True).probabilities
+        for mirror in (False, True)
+    )
+    assert plain is not None
+    assert mirrored is not None
+    assert 1e-4 < np.abs(plain - mirrored).max() < 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import monai.losses
 import numpy as np
 import pytest
@@ -73,33 +75,38 @@ def test_distances_are_those_of_all_pairs(shape):
         measure_distances(masks, (1.0,))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_boundary_loss_by_numpy(shape, activation):
-    spacing = SPACINGS[len(shape) - 2]
-    logits, target = draw(shape)
-    p, t = foreground(logits, target, activation)
-    expected = []
-    for place in np.ndindex(*t.shape[:2]):
-        phi = signed(t[place], spacing)
-        expected.append((p[place] * np.where(phi < 0, phi + 1, phi)).mean())
-    loss = BoundaryLoss(activation, spacing=spacing)
-    ours = loss(logits, as_target(target, t, activation)).item()
-    assert ours == pytest.approx(np.mean(expected), rel=1e-6)
+def boundary(p, t, spacing):
+    phi = signed(t, spacing)
+    return (p * np.where(phi < 0, phi + 1, phi)).mean()
+
+
+def surface(p, t, spacing):
+    d = signed(t, spacing)
+    return 1 - ((d * (1 - t - p)) ** 2).sum() / (d**2).sum()
+
+
+def hausdorff(p, t, spacing, alpha=2.0):
+    far = sum(abs(signed(mask, spacing)) ** alpha for mask in (t, p > 0.5))
+    return ((p - t) ** 2 * far).mean()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_surface_loss_by_numpy(shape, activation):
+@pytest.mark.parametrize(
+    ("make", "formula"),
+    [
+        (BoundaryLoss, boundary),
+        (SurfaceLoss, surface),
+        (HausdorffLoss, hausdorff),
+        (partial(HausdorffLoss, alpha=1.0), partial(hausdorff, alpha=1.0)),
+    ],
+)
+def test_terms_on_distances_by_numpy(make, formula, activation, shape):
     spacing = SPACINGS[len(shape) - 2]
     logits, target = draw(shape)
     p, t = foreground(logits, target, activation)
-    expected = []
-    for place in np.ndindex(*t.shape[:2]):
-        d = signed(t[place], spacing)
-        expected.append(1 - ((d * (1 - t[place] - p[place])) ** 2).sum() / (d**2).sum())
-    loss = SurfaceLoss(activation, spacing=spacing)
-    ours = loss(logits, as_target(target, t, activation)).item()
+    expected = [formula(p[i], t[i], spacing) for i in np.ndindex(*t.shape[:2])]
+    ours = make(activation, spacing=spacing)(logits, as_target(target, t, activation)).item()
     assert ours == pytest.approx(np.mean(expected), rel=1e-5)
 
 
@@ -109,22 +116,6 @@ def test_surface_loss_is_0_for_the_reference_and_1_for_its_opposite():
     logits = 100.0 * torch.cat([1 - target, target], 1)
     assert SurfaceLoss()(logits, target).item() == pytest.approx(0, abs=1e-6)
     assert SurfaceLoss()(-logits, target).item() == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("alpha", [1.0, 2.0])
-def test_hausdorff_loss_by_numpy(shape, activation, alpha):
-    spacing = SPACINGS[len(shape) - 2]
-    logits, target = draw(shape)
-    p, t = foreground(logits, target, activation)
-    expected = []
-    for place in np.ndindex(*t.shape[:2]):
-        far = sum(abs(signed(mask, spacing)) ** alpha for mask in (t[place], p[place] > 0.5))
-        expected.append(((p[place] - t[place]) ** 2 * far).mean())
-    loss = HausdorffLoss(activation, alpha=alpha, spacing=spacing)
-    ours = loss(logits, as_target(target, t, activation)).item()
-    assert ours == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -55,6 +55,12 @@ def test_function_gets_the_facts_and_the_levels_that_it_asks_for():
     assert (network.spatial_dims, network.in_channels, network.out_channels) == (2, 3, 2)
 
 
+def test_own_network_is_shown_no_slices(monkeypatch):
+    monkeypatch.setattr("volseg.networks.check_name", lambda *names: None)
+    with pytest.raises(ConfigError, match=r"'mine' is your own and cannot be shown slices"):
+        build_network("mine", **{**FACTS, "spatial_dims": 3}, slice_axis=2)
+
+
 def test_function_with_any_keywords_gets_all():
     asked = {}
 

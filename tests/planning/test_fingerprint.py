@@ -80,9 +80,24 @@ def test_radius_of_a_disc_and_of_a_ball() -> None:
     assert measure_radii(ball[:, :, 12], (1, 1.5), 2)[1] == pytest.approx(15, rel=0.03)
 
 
+def test_many_small_parts_count_more_than_a_large_one() -> None:
+    label = np.zeros((40, 40), np.uint8)
+    label[2:22, 2:22] = 1
+    large = measure_radii(label, (1, 1), 2)[1]
+    assert large == pytest.approx(2 * 4 / np.pi * 400 / 80, rel=1e-3)
+    label[26:28, 2:4] = label[26:28, 8:10] = 1
+    assert measure_radii(label, (1, 1), 2)[1] == pytest.approx(2 * 4 / np.pi * 4 / 8, rel=1e-3)
+    # Specks of less than two voxels per axis have no shape.
+    label[26:, :] = 0
+    label[30, ::4] = 1
+    assert measure_radii(label, (1, 1), 2)[1] == large
+    # Metres instead of millimetres: a radius stays above zero.
+    assert measure_radii(label, (1e-6, 1e-6), 2)[1] == pytest.approx(large * 1e-6)
+
+
 def test_voxels_of_unknown_class_have_no_radius() -> None:
     label = np.array([[0, 1, 3], [0, 1, 3], [0, 0, 3]], np.uint8)
-    # Two voxels with 5 inner faces; dims * 4 / pi * volume / surface.
+    # Two voxels with 5 inner faces; dims * 4 / pi * volume / surface. No other part has a shape.
     assert measure_radii(label, (1, 1), 2)[1] == pytest.approx(2 * 4 / np.pi * 2 / 5, abs=1e-3)
 
 
@@ -100,4 +115,5 @@ def test_radius_of_the_thinnest_class_counts() -> None:
         for i, row in enumerate(rows)
     ]
     fingerprint = Fingerprint(dataset="d", spatial_dims=2, cases=cases, channels=())
-    assert fingerprint.radius_mm == 5
+    # A tenth of the way from 4 to 6, the two cases that have the class.
+    assert fingerprint.radius_mm == pytest.approx(4.2)

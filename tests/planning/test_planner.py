@@ -277,6 +277,8 @@ def test_large_structures_are_seen_at_a_coarser_spacing_where_time_is_short() ->
     assert steps == pytest.approx(round(steps), abs=1e-3)
     assert plan.spacing_mm == pytest.approx((plan.spacing_mm[0], plan.spacing_mm[0], 2.0))
     assert 0.8 < plan.spacing_mm[0] <= 1.6
+    reasons = make_plan(fingerprint, LAPTOP, with_length(Config(), 10, None), num_classes=3).reasons
+    assert any("coarser than the volumes' 0.8 mm" in line for line in reasons)
     small = make_fingerprint((300, 300, 100), ((0.8, 0.8, 2.0),), radius_mm=9)
     assert plan_for(small, 10).spacing_mm == (0.8, 0.8, 2.0)
     fixed = plan_for(fingerprint, 10, "plan.spacing_mm=[0.8,0.8,2.0]")

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 from volseg.config import Config
-from volseg.errors import MachineError
+from volseg.data.patches import Batches
+from volseg.errors import ConfigError, MachineError
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import build_network, list_networks
 from volseg.networks.memory import recompute_
+from volseg.training import engine
 from volseg.training.budget import Budget
-from volseg.training.engine import Learner, compute_gradients, make_learner, make_optimizer
-from volseg.training.precision import choose_precision, compile_network
+from volseg.training.engine import (
+    Learner,
+    compute_gradients,
+    create_trainer,
+    make_learner,
+    make_optimizer,
+    run_to_end,
+)
+from volseg.training.precision import CompiledNetwork, choose_precision
 
 CPU = torch.device("cpu")
 OPTIONS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3}
@@ -70,6 +81,9 @@ class Hungry(nn.Module):
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
     ],
 )
 def test_batch_is_halved_until_it_fits(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
@@ -83,11 +97,70 @@ def test_batch_is_halved_until_it_fits(error: Exception, caplog: pytest.LogCaptu
     assert_near(gradients(learner), gradients(usual))
 
 
+class Wasteful(nn.Module):
+    """Runs out of memory as long as feature maps are kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if count_kept(self.network, x) > 60_000:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.network(x)
+
+
+def test_feature_maps_are_recomputed_where_single_samples_do_not_fit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    usual, learner = make(), make()
+    learner.forward = Wasteful(learner.network)
+    compute_gradients(usual, *make_batch(2))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            compute_gradients(learner, *make_batch(2))
+    assert caplog.messages == [
+        "out of memory: batches are computed in 2 parts",
+        "out of memory: feature maps are computed twice instead of kept",
+    ]
+    assert (learner.counters.parts, learner.counters.is_recomputing) == (2, True)
+    assert_near(gradients(learner), gradients(usual))
+
+
 def test_patch_that_never_fits_ends_with_the_cure() -> None:
     learner = make()
     learner.forward = Hungry(learner.network, 0, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(MachineError, match=r"a patch of \[8, 8, 8\] does not fit .* Lower plan"):
+    with pytest.raises(MachineError, match=r"1 patches of \[8, 8, 8\] do not fit") as caught:
         compute_gradients(learner, *make_batch(2))
+    # Batches are as small as they can be and feature maps recomputed already.
+    assert str(caught.value).endswith("To go on, lower plan.patch or plan.width.")
+
+
+def test_processes_do_not_save_memory_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "count_processes", lambda: 2)
+    learner = make()
+    learner.forward = Hungry(learner.network, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    cures = r"plan.width, or raise training\.parts, or set training\.recompute"
+    with pytest.raises(MachineError, match=cures):
+        compute_gradients(learner, *make_batch(2))
+
+
+class Cusp(nn.Module):
+    """A finite loss with a slope that is none."""
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (0 * logits).square().sum().sqrt()
+
+
+def test_gradient_that_is_not_finite_leaves_the_weights_as_they_were() -> None:
+    learner = make()
+    learner.loss = Cusp()
+    before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"the gradient became nan at step 0; .* Lower optim"):
+        create_trainer(learner).run([make_batch()])
+    for name, tensor in learner.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert learner.optimizer.state == {}
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -104,21 +177,105 @@ def test_network_that_cannot_be_compiled_trains_as_it_is(
         raise RuntimeError("no compiler found\nand more")
 
     monkeypatch.setattr(torch, "compile", lambda network: fail)
+    check_fall_back("no compiler found", caplog)
+
+
+class FailingBackward(torch.autograd.Function):
+    """What torch compiles when it is first needed."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, slope: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no backward pass")
+
+
+def test_network_whose_backward_pass_cannot_be_compiled_trains_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        torch, "compile", lambda network: lambda image: FailingBackward.apply(network(image))
+    )
+    check_fall_back("no backward pass", caplog)
+
+
+def check_fall_back(reason: str, caplog: pytest.LogCaptureFixture) -> None:
     usual, learner = make(), make()
-    learner.forward = compile_network(learner.network)
+    learner.forward = CompiledNetwork(learner.network)
     compute_gradients(usual, *make_batch())
     with caplog.at_level(logging.WARNING):
         compute_gradients(learner, *make_batch())
         compute_gradients(learner, *make_batch())
-    assert caplog.text.count("torch.compile failed (no compiler found)") == 1
+    assert caplog.text.count(f"torch.compile failed ({reason})") == 1
     assert_near(gradients(learner), gradients(usual))
 
 
 def test_error_of_the_network_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
-    forward = compile_network(make().network)
+    learner = make()
+    learner.forward = CompiledNetwork(learner.network)
+    _, target = make_batch()
     with pytest.raises(ValueError, match="input has 2 channels; expected 1"):
-        forward(torch.zeros(1, 2, 8, 8, 8))
+        compute_gradients(learner, torch.zeros(4, 2, 8, 8, 8), target)
+
+
+DEAD = "DataLoader worker (pid 12) is killed by signal: Killed. "
+"""As torch says it, anywhere in the main thread."""
+
+
+def test_dead_loader_process_is_no_failure_of_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(DEAD)
+
+    monkeypatch.setattr(torch, "compile", lambda network: die)
+    learner = make()
+    learner.forward = CompiledNetwork(learner.network)
+    with pytest.raises(RuntimeError, match="is killed by signal"):
+        compute_gradients(learner, *make_batch())
+
+
+def test_error_that_speaks_of_a_worker_is_no_dead_process() -> None:
+    def give(error: Exception) -> Iterator[object]:
+        raise error
+        yield
+
+    with pytest.raises(RuntimeError, match=r"^Caught it"):
+        next(iter(Batches(give(RuntimeError("Caught it in DataLoader worker process 0.")), tuple)))
+    with pytest.raises(MachineError, match=r"^a loader process ended \(DataLoader worker \(p"):
+        next(iter(Batches(give(RuntimeError(DEAD)), tuple)))
+
+
+def test_dead_loader_process_is_told_from_any_handler() -> None:
+    def fail() -> None:
+        raise RuntimeError(DEAD)
+
+    trainer = create_trainer(make())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, fail)
+    with pytest.raises(MachineError, match=r"training\.workers=0"):
+        run_to_end(trainer, [make_batch()])
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_gpu_that_would_emulate_bfloat16_takes_float16(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_supported(including_emulation: bool = True) -> bool:
+        return has_bfloat16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Turing")
+    gpu = torch.device("cuda")
+    if has_bfloat16:
+        assert choose_precision("auto", gpu) == torch.bfloat16
+        assert choose_precision("bfloat16", gpu) == torch.bfloat16
+    else:
+        assert choose_precision("auto", gpu) == torch.float16
+        with pytest.raises(MachineError, match="Turing has no bfloat16"):
+            choose_precision("bfloat16", gpu)
 
 
 @pytest.mark.parametrize("amx", [False, True])
@@ -144,7 +301,7 @@ def test_bfloat16_gives_nearly_the_same_gradient() -> None:
     assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98
 
 
-def count_kept(learner: Learner) -> int:
+def count_kept(network: nn.Module, image: torch.Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass."""
     kept: dict[int, int] = {}
 
@@ -153,7 +310,7 @@ def count_kept(learner: Learner) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        learner.network(make_batch()[0])
+        network(image)
     return sum(kept.values())
 
 
@@ -168,7 +325,8 @@ def test_recomputed_feature_maps_give_the_same_gradient(name: str) -> None:
         compute_gradients(each, *make_batch())
     assert_near(gradients(learner), gradients(usual))
     assert learner.network.state_dict().keys() == usual.network.state_dict().keys()
-    assert count_kept(learner) < count_kept(usual)
+    image, _ = make_batch()
+    assert count_kept(learner.network, image) < count_kept(usual.network, image)
 
 
 def test_steepest_descent_with_nesterov_momentum() -> None:

@@ -18,7 +18,10 @@ from volseg.errors import ConfigError
 from volseg.networks.weights import load_weights, save_weights
 from volseg.run_folder import RunFolder
 from volseg.training.budget import Budget
+from volseg.training.checkpoints import Checkpoints
 from volseg.training.extension import check_finished
+from volseg.training.muon import Muon
+from volseg.training.train import resumed_config
 
 CONFIG = load_config(None, [*TINY, "training.steps_per_epoch=4"])
 
@@ -52,7 +55,7 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill in the middle of a step."""
     left = {"steps": step}
-    update = torch.optim.AdamW.step
+    update = Muon.step
 
     def stopping(self: Any, closure: Any = None) -> Any:
         left["steps"] -= 1
@@ -60,7 +63,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return update(self, closure)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
+    monkeypatch.setattr(Muon, "step", stopping)
 
 
 def test_extension_is_a_new_schedule_behind_the_old_one(balls: Path, run: Path) -> None:
@@ -71,8 +74,8 @@ def test_extension_is_a_new_schedule_behind_the_old_one(balls: Path, run: Path) 
     assert [row["step"] for row in rows] == [4, 8, 12, 16, 20]
     assert [row.get("extension") for row in rows] == [None, None, 1, 1, 1]
     assert [row["progress"] for row in rows[2:]] == [0.3333, 0.6667, 1]
-    # The last step of each epoch begins at 3, 7 and 11 twelfths: 3e-3 * (1 - progress) ** 0.9.
-    rates = [3e-3 * (1 - step / 12) ** 0.9 for step in (3, 7, 11)]
+    # The last step of each epoch begins at 3, 7 and 11 twelfths: 1e-2 * (1 - progress) ** 0.9.
+    rates = [1e-2 * (1 - step / 12) ** 0.9 for step in (3, 7, 11)]
     assert [row["learning_rate"] for row in rows[2:]] == pytest.approx(rates)
     assert rows[-1]["minutes"] > before[-1]["minutes"]
     counters = state_of(run)["counters"]
@@ -167,6 +170,13 @@ def test_command_line_extends(balls: Path, run: Path) -> None:
     assert state_of(run)["counters"]["step"] == 12
 
 
+def test_folds_not_yet_begun_are_as_long_as_the_first_was(balls: Path, run: Path) -> None:
+    volseg.train(balls, run, epochs=1, resume=True, device="cpu")
+    assert resumed_config(run, Config()).training.epochs == 2
+    volseg.train(balls, run, epochs=3, resume=True, device="cpu")
+    assert resumed_config(run, Config()).training.epochs == 2
+
+
 def test_budget_of_an_extension_by_hand() -> None:
     budget = Budget(100)
     budget.extend(100, elapsed_s=50, num_steps=40)
@@ -185,11 +195,49 @@ def test_restart_by_torchrun_goes_on_with_the_options_it_began_with(
     balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = volseg.train(balls, tmp_path / "whole", config=CONFIG, epochs=2, device="cpu")
-    interrupt_at(6, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        volseg.train(balls, tmp_path / "run", config=CONFIG, epochs=2, device="cpu")
-    monkeypatch.undo()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with monkeypatch.context() as patch:
+        interrupt_at(6, patch)
+        with pytest.raises(KeyboardInterrupt):
+            volseg.train(balls, tmp_path / "run", config=CONFIG, epochs=2, device="cpu")
     for _ in range(2):
         volseg.train(balls, tmp_path / "run", config=CONFIG, epochs=2, device="cpu")
         assert_equal(state_of(tmp_path / "run")["network"], state_of(whole)["network"])
+    for job, epochs in (("another", 2), ("one", 3)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        with pytest.raises(ConfigError, match="already holds a training; nothing was changed"):
+            volseg.train(balls, tmp_path / "run", config=CONFIG, epochs=epochs, device="cpu")
+
+
+def test_restart_goes_on_with_folds_that_had_not_begun(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    config = load_config(None, [*TINY, "training.steps_per_epoch=1", "training.num_folds=3"])
+    for step in (2, 3):
+        with monkeypatch.context() as patch:
+            interrupt_at(step, patch)
+            with pytest.raises(KeyboardInterrupt):
+                volseg.train(balls, tmp_path, config=config, epochs=2, fold="all", device="cpu")
+    volseg.train(balls, tmp_path, config=config, epochs=2, fold="all", device="cpu")
+    states = [load_weights(tmp_path / f"fold_{n}" / "checkpoint_last.pt") for n in range(3)]
+    assert [state["counters"]["step"] for state in states] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_restart_of_an_extension_extends_once(
+    is_begun: bool, balls: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with monkeypatch.context() as patch:
+        if is_begun:
+            interrupt_at(2, patch)
+        else:
+            patch.setattr(Checkpoints, "save_last", lambda self: (_ for _ in ()).throw(OSError))
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            volseg.train(balls, run, epochs=1, resume=True, device="cpu")
+    assert state_of(run)["counters"]["extensions"] == int(is_begun)
+    for _ in range(2):
+        volseg.train(balls, run, epochs=1, resume=True, device="cpu")
+        assert state_of(run)["counters"]["step"] == 12
+        assert state_of(run)["counters"]["extensions"] == 1

@@ -74,6 +74,11 @@ def test_ignored_value_that_is_a_class_is_refused() -> None:
         Classes(names=("background", "ball"), values=(0, 1), ignore=1)
 
 
+def test_background_cannot_be_ignored(scribbles: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ignore_label 0 is the value of background"):
+        find_dataset(scribbles).with_labels(DataConfig(ignore_label=0))
+
+
 def test_value_of_any_dataset_may_be_ignored(scribbles: Path, tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (tmp_path / part).symlink_to(scribbles / f"{part}Tr")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from kill_resume import Attempt, compare, find_differences, finish, kill_and_resume
+from kill_resume import begin_alike, compare, find_differences, finish, kill_and_resume
+from known_speed import QuickAttempt
 
-KILLS = 8
-EPOCHS = 40
+KILLS = 6
+EPOCHS = 20
 
 
 @pytest.mark.slow
@@ -18,12 +19,27 @@ def test_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
     balls: Path, tmp_path: Path
 ) -> None:
     alone, killed = (
-        Attempt(balls, tmp_path / name, EPOCHS, tuple(TINY)) for name in ("alone", "killed")
+        QuickAttempt(balls, tmp_path / name, EPOCHS, tuple(TINY)) for name in ("alone", "killed")
     )
     finish(alone)
     assert len(alone.read_history()) == EPOCHS
     kills = kill_and_resume(killed, KILLS, seed=0, report=lambda kill: None)
     assert len(kills) >= KILLS // 2
+    assert compare(killed, alone) == []
+
+
+@pytest.mark.slow
+def test_training_on_minutes_ends_the_same_once_its_length_is_final(
+    balls: Path, tmp_path: Path
+) -> None:
+    alone, killed = (
+        QuickAttempt(balls, tmp_path / name, None, tuple(TINY), minutes=0.3)
+        for name in ("alone", "killed")
+    )
+    begin_alike(killed, alone)
+    finish(alone)
+    kills = kill_and_resume(killed, 3, seed=0, report=lambda kill: None)
+    assert kills
     assert compare(killed, alone) == []
 
 

@@ -78,7 +78,7 @@ def test_every_row_goes_to_mlflow(mlflow: Recorder, balls: Path, tmp_path: Path)
     assert "step" not in metrics
     ((params,), _) = mlflow.find("log_params")[0]
     assert params["training.epochs"] == 2
-    assert params["optimizer.learning_rate"] == 0.003
+    assert params["optimizer.learning_rate"] == 0.01
     assert mlflow.find("set_tag") == [(("mlflow.runName", "run/fold_0"), {})]
     assert len(mlflow.find("end_run")) == 1
 

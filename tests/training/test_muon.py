@@ -67,6 +67,7 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     gradient = plain[0].weight.grad
     optimizer.step()
     adamw.step()
+    assert torch.equal(network[0].weight.grad, gradient)
     assert torch.equal(network[0].bias, plain[0].bias)
     assert torch.equal(network[1].weight, plain[1].weight)
     # The first step of a lerped momentum with Nesterov is a multiple of the gradient.

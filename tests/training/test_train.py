@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ from volseg.data.cache import build_cache
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
 from volseg.errors import ConfigError, DataError
+from volseg.inference.batch import predict_cases
 from volseg.inference.model import build_planned_network
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, list_networks
@@ -34,6 +38,8 @@ from volseg.planning import Plan
 from volseg.run_folder import open_run
 from volseg.training.budget import Budget
 from volseg.training.engine import attach_counting, create_trainer, make_learner
+from volseg.training.muon import Muon
+from volseg.training.rounds import choose_validation
 from volseg.training.validation import validate
 
 
@@ -93,7 +99,7 @@ def test_resumed_training_equals_an_undisturbed_one(
     config = tiny("training.steps_per_epoch=4")
     whole = volseg.train(balls, tmp_path / "whole", config=config, epochs=3)
     stop_at = {"step": 6}
-    update = torch.optim.AdamW.step
+    update = Muon.step
 
     def stopping(self: Any, closure: Any = None) -> Any:
         stop_at["step"] -= 1
@@ -101,7 +107,7 @@ def test_resumed_training_equals_an_undisturbed_one(
             raise KeyboardInterrupt
         return update(self, closure)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
+    monkeypatch.setattr(Muon, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
         volseg.train(balls, tmp_path / "parts", config=config, epochs=3)
     monkeypatch.undo()
@@ -109,7 +115,7 @@ def test_resumed_training_equals_an_undisturbed_one(
     def measure(*arguments: Any, **options: Any) -> None:
         raise AssertionError("the history knows the speed")
 
-    monkeypatch.setattr(sys.modules["volseg.training.train"], "measure_machine", measure)
+    monkeypatch.setattr(sys.modules["volseg.training.setting"], "measure_machine", measure)
     left = tmp_path / "parts" / "fold_0" / ".checkpoint_last-0a1b2c3d.pt"
     left.touch()
     parts = volseg.train(balls, tmp_path / "parts", resume=True)
@@ -121,11 +127,54 @@ def test_resumed_training_equals_an_undisturbed_one(
     assert rows == [4, 8, 12]
 
 
+def test_training_on_minutes_killed_after_its_last_correction_ends_as_an_undisturbed_one(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["volseg.training.train"]
+    started = module.create_trainer
+
+    def keep_what_a_kill_leaves(learner: Any) -> Any:
+        def copy_once() -> None:
+            if learner.budget.is_final and not (tmp_path / "killed").exists():
+                shutil.copytree(tmp_path / "run", tmp_path / "killed")
+
+        trainer = started(learner)
+        trainer.add_event_handler(Events.ITERATION_STARTED, copy_once)
+        return trainer
+
+    monkeypatch.setattr(module, "create_trainer", keep_what_a_kill_leaves)
+    # Of so many steps few are at the end of a round, whatever the machine.
+    clock = SimpleNamespace(monotonic=itertools.count(0, 0.02).__next__)
+    monkeypatch.setattr(sys.modules["volseg.training.engine"], "time", clock)
+    run = volseg.train(balls, tmp_path / "run", config=tiny(), minutes=0.1, device="cpu")
+    monkeypatch.undo()
+    killed = tmp_path / "killed"
+    assert weights(killed)["counters"]["step"] < weights(run)["counters"]["step"]
+    volseg.train(balls, killed, resume=True, device="cpu")
+    states, histories = [], []
+    for path in (run, killed):
+        states.append(weights(path))
+        states[-1]["counters"].pop("elapsed_s")
+        rows = [json.loads(line) for line in (path / "fold_0" / "history.jsonl").open()]
+        histories.append([(row["step"], row["loss"], row["progress"]) for row in rows])
+    assert is_equal(*states)
+    assert histories[0] == histories[1]
+
+
 def test_interrupt_leaves_a_usable_model(balls: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "volseg", "train", str(balls), "-o", str(tmp_path / "run")]
+    program = (
+        "import sys, pytest; from known_speed import know_speed; from volseg.cli import main; "
+        "know_speed(pytest.MonkeyPatch()); sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, "train", str(balls), "-o", str(tmp_path / "run")]
     for override in TINY:
         command += ["--set", override]
-    process = subprocess.Popen([*command, "--epochs", "10000"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--epochs", "10000"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     history = tmp_path / "run" / "fold_0" / "history.jsonl"
     while process.poll() is None and not (history.exists() and history.read_text()):
         time.sleep(0.1)
@@ -133,6 +182,7 @@ def test_interrupt_leaves_a_usable_model(balls: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "stopping after this step" in errors
+    assert (tmp_path / "run" / "fold_0" / "progress.png").exists()
     label = volseg.Predictor.load(tmp_path / "run")(next((balls / "imagesTr").iterdir()))
     assert label.labels.shape == (20, 18, 14)
 
@@ -169,6 +219,8 @@ def test_what_a_killed_planning_left_is_no_obstacle(balls: Path, tmp_path: Path)
         ({"minutes": 1, "epochs": 1}, "both minutes and epochs"),
         ({"resume": True, "minutes": 3}, "keeps the configuration it began with"),
         ({"minutes": 0}, "minutes: input should be greater than 0"),
+        ({"minutes": 1, "config": tiny("training.patience=25")}, "can validate 25 times"),
+        ({"epochs": 3, "config": tiny("training.patience=3")}, "patience 3 .* validate 3 times"),
         ({"device": "tpu9"}, "expected auto, cpu, cuda"),
     ],
 )
@@ -176,7 +228,7 @@ def test_wrong_option_is_refused(
     balls: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        volseg.train(balls, tmp_path / "run", config=tiny(), **options)
+        volseg.train(balls, tmp_path / "run", **{"config": tiny(), **options})
 
 
 def test_nothing_to_resume_is_said(balls: Path, tmp_path: Path) -> None:
@@ -259,12 +311,16 @@ def test_coloured_pictures_train_and_predict(tmp_path: Path) -> None:
         for part, array in (("images", image.clip(0, 255).astype(np.uint8)), ("labels", label)):
             (tmp_path / "d" / part).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(tmp_path / "d" / part / f"p{number}.png")
-    config = load_config(None, ["plan.width=4", "training.steps_per_epoch=50"])
-    run = volseg.train(tmp_path / "d", tmp_path / "run", config=config, epochs=4)
-    segmentation = volseg.Predictor.load(run)(tmp_path / "d" / "images" / "p0.png")
-    segmentation.save(tmp_path / "p0.png")
+    quick = ["plan.width=4", "plan.num_levels=3", "plan.batch_size=4"]
+    quick += ["training.steps_per_epoch=120", "optimizer.learning_rate=0.01"]
+    config = load_config(None, quick)
+    run = volseg.train(tmp_path / "d", tmp_path / "run", config=config, epochs=1)
+    cases = find_dataset(tmp_path / "d").cases[:1]
+    predict_cases(volseg.Predictor.load(run), cases, tmp_path / "p", probabilities=True)
+    written = {path.name for path in (tmp_path / "p").iterdir()}
+    assert written == {"p0.png", "p0_probabilities.nrrd"}
     reference = np.asarray(Image.open(tmp_path / "d" / "labels" / "p0.png"))
-    predicted = np.asarray(Image.open(tmp_path / "p0.png"))
+    predicted = np.asarray(Image.open(tmp_path / "p" / "p0.png"))
     assert 2 * (predicted & reference).sum() / (predicted.sum() + reference.sum()) > 0.9
 
 
@@ -480,7 +536,7 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
         build_planned_network(plan, 3),
         MultiLevelLoss(DiceCrossEntropy(1, 1)),
         torch.device("cpu"),
-        Budget(400),
+        Budget(200),
         Config().optimizer,
         seed=0,
     )
@@ -488,23 +544,45 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     trainer = create_trainer(learner)
     attach_counting(trainer, learner, num_rounds=1)
     trainer.run(make_loader(patches, 0, 0, torch.device("cpu")), max_epochs=1, epoch_length=1000)
-    assert learner.counters.step == 400
+    assert learner.counters.step == 200
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.network.parameters())
     dice = validate(learner.network, cases, plan, dataset.classes, torch.device("cpu"))
     assert min(dice) > 0.95
 
 
-def test_training_ends_when_no_validation_gets_better(balls: Path, tmp_path: Path) -> None:
-    config = tiny("training.patience=2", "optimizer.learning_rate=1e-12")
+def test_training_ends_when_no_validation_gets_better(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "volseg.training.rounds.draw_progress", lambda path, rows: drawn.append(rows[-1]["step"])
+    )
+    fixed = ("training.patience=2", "optimizer.learning_rate=1e-12", "training.steps_per_epoch=2")
+    config = tiny(*fixed)
     run = volseg.train(balls, tmp_path / "run", config=config, epochs=30)
     rows = [json.loads(row) for row in (run / "fold_0" / "history.jsonl").read_text().splitlines()]
     validated = [row["val_dice"] for row in rows if "val_dice" in row]
     assert len(validated) < 8
+    assert drawn == [row["step"] for row in rows if "val_dice" in row]
     assert max(validated[-2:]) <= max(validated[:-2])
     last = weights(run)["counters"]["step"]
-    assert last < 30 * 6
+    assert last < 30 * 2
     volseg.train(balls, run, resume=True)
     assert weights(run)["counters"]["step"] == last
+
+
+@pytest.mark.parametrize("patience", range(1, 25))
+@pytest.mark.parametrize("step_seconds", [1e-6, 1e3])
+def test_patience_can_come_to_its_end_whatever_validations_cost(
+    patience: int, step_seconds: float
+) -> None:
+    training = tiny(f"training.patience={patience}", "training.minutes=15").training
+    case = SimpleNamespace(label=np.zeros((64, 64, 64)))
+    plan = SimpleNamespace(patch=(16, 16, 16), batch_size=2)
+    cases, every = choose_validation([case] * 9, plan, step_seconds, training, num_rounds=25)
+    # The last round validates in any case, and the first validation is never a worse one.
+    assert len([n for n in range(1, 26) if n % every == 0 or n == 25]) > patience
+    assert len(cases) == (9 if step_seconds < 1 else 2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from conftest import TINY
 from makers import make_dataset
 
 import volseg
-from volseg.config import load_config
+from volseg.config import Config, PlanConfig, load_config
 from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, read_facts
-from volseg.networks import list_networks
+from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.networks import build_network, list_networks
 from volseg.networks.weights import load_weights
 from volseg.planning import Plan
+from volseg.training.budget import Budget
+from volseg.training.engine import create_trainer, make_learner
 from volseg.training.transfer import adapt_plan, freeze, transfer_weights
 
 
@@ -101,6 +105,33 @@ def test_plan_is_that_of_the_other_model(run: Path) -> None:
     assert adapt_plan(other, run) == plan
 
 
+def test_fixed_values_are_kept_where_the_weights_allow_them(run: Path) -> None:
+    plan = read_facts(run).plan
+    fixed = {"patch": (32, 32, 16), "batch_size": 3, "spacing_mm": (2.0, 2.0, 3.0)}
+    wider = plan.network.model_copy(update={"channels": (6, 10, 14)})
+    other = plan.model_copy(update={**fixed, "network": wider})
+    assert adapt_plan(other, run, PlanConfig(**fixed)) == plan.model_copy(update=fixed)
+    one = PlanConfig(batch_size=3)
+    assert adapt_plan(other, run, one) == plan.model_copy(update={"batch_size": 3})
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("plan.width=5", "width"),
+        ("plan.num_levels=2", "num_levels"),
+        ("network.name=laddernet", "network.name"),
+    ],
+)
+def test_another_network_than_the_weights_have_is_refused(
+    setting: str, named: str, run: Path, balls: Path, tmp_path: Path
+) -> None:
+    config = load_config(None, [setting, f"training.start_from={run}"])
+    with pytest.raises(ConfigError, match=rf"contradicts the {re.escape(named)} of .*Leave it out"):
+        volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert not (tmp_path / "run" / "plan.yaml").exists()
+
+
 def test_another_network_is_refused(run: Path, tmp_path: Path) -> None:
     facts = read_facts(run)
     shape = facts.plan.network.model_copy(update={"channels": (6, 10, 14)})
@@ -127,6 +158,22 @@ def test_frozen_parts_stay_as_they_are(balls: Path, tmp_path: Path) -> None:
     begun = build_planned_network(facts.plan, facts.classes.num_outputs).state_dict()
     for name, tensor in source_weights(run).items():
         assert torch.equal(tensor, begun[name]) == name.startswith("encoder."), name
+
+
+def test_running_statistics_of_frozen_parts_stay_as_they_are() -> None:
+    options = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (4, 6)}
+    network = build_network("unet", **options, norm="batch")
+    freeze(network, ["encoder"])
+    loss, device = MultiLevelLoss(DiceCrossEntropy()), torch.device("cpu")
+    learner = make_learner(network, loss, device, Budget(1), Config().optimizer, seed=0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    image, target = 5 + torch.randn(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.int64)
+    create_trainer(learner).run([(image, target)])
+    running = [name for name in before if "running_" in name]
+    assert {name.partition(".")[0] for name in running} == {"encoder", "decoder"}
+    for name in running:
+        is_same = torch.equal(network.state_dict()[name], before[name])
+        assert is_same == name.startswith("encoder."), name
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,14 @@ def predict(
     ] = False,
     fold: Annotated[int | None, typer.Option(help="Use one fold of the run.")] = None,
     checkpoint: CheckpointName = "last",
-    suffix: Annotated[str, typer.Option(help=".nii.gz, .nii, .nrrd or .mha.")] = ".nii.gz",
+    suffix: Annotated[
+        str | None,
+        typer.Option(help=".nii.gz (default), .nii, .nrrd, .mha; pictures: .png (default), .tif."),
+    ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them too.")] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Average over mirror images; up to 8 times slower.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results.")] = False,
     network: NetworkName = None,
     device: Device = "auto",
@@ -220,6 +226,7 @@ def predict(
         checkpoint=checkpoint,
         suffix=suffix,
         probabilities=probabilities,
+        mirror=mirror,
         overwrite=overwrite,
         device=device,
     )

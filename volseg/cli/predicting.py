@@ -24,9 +24,10 @@ class PredictOptions:
     output: Path
     folds: tuple[int, ...] | None = None
     checkpoint: Checkpoint = "last"
-    suffix: str = ".nii.gz"
+    suffix: str | None = None
     probabilities: bool = False
     overwrite: bool = False
+    mirror: bool = False
     device: str = "auto"
 
 
@@ -94,7 +95,11 @@ def _check_once(splits: Sequence[Split], folds: Sequence[int]) -> None:
 
 def _load(model: Path, options: PredictOptions) -> Predictor:
     return Predictor.load(
-        model, device=options.device, folds=options.folds, checkpoint=options.checkpoint
+        model,
+        device=options.device,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        mirror=options.mirror,
     )
 
 

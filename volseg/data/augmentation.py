@@ -27,6 +27,7 @@ from volseg.data.cases import Classes
 from volseg.data.dropping import choose_dropped
 from volseg.data.mirroring import plan_mirroring
 from volseg.data.spatial import Matrix, resample, rotation_matrix
+from volseg.errors import DataError
 
 COARSE_AXIS = 2.0
 """An axis whose spacing is this many times the finest is not rotated into the others."""
@@ -74,6 +75,8 @@ class Cut(NamedTuple):
         centre: place of the patch's middle, in voxels of the region.
         patch: shape *P of the patch. R is P where the patch is not turned or scaled.
         changes: from the region to the patch.
+        case_id: of the case.
+        absent: numbers of the channels that the case lacks.
     """
 
     image: Tensor
@@ -81,6 +84,8 @@ class Cut(NamedTuple):
     centre: Sequence[float]
     patch: Sequence[int]
     changes: Changes
+    case_id: str = ""
+    absent: Sequence[int] = ()
 
 
 class Augmentation:
@@ -91,6 +96,7 @@ class Augmentation:
         spacing_mm: of the prepared cases.
         classes: of the dataset; they say what mirroring means.
         optional_channels: numbers of the channels that a case may lack, and that are dropped.
+        slice_axis: across which nothing is resampled, as the network sees slices one by one.
     """
 
     def __init__(
@@ -99,22 +105,26 @@ class Augmentation:
         spacing_mm: Sequence[float],
         classes: Classes,
         optional_channels: Sequence[int] = (),
+        slice_axis: int | None = None,
     ) -> None:
         self.config, self.spatial_dims = config, len(spacing_mm)
-        self.optional_channels = tuple(optional_channels)
-        self.angles = rotation_range(config.rotate_degrees, spacing_mm)
-        self.fine_axes = tuple(i for i, coarse in enumerate(find_coarse(spacing_mm)) if not coarse)
+        self.optional_channels, self.slice_axis = tuple(optional_channels), slice_axis
+        is_coarse = find_coarse(spacing_mm)
+        if slice_axis is not None:
+            is_coarse = [axis == slice_axis for axis in range(len(spacing_mm))]
+        self.angles = rotation_range(config.rotate_degrees, is_coarse)
+        self.fine_axes = tuple(axis for axis, coarse in enumerate(is_coarse) if not coarse)
         self.mirroring = plan_mirroring(classes, self.spatial_dims)
 
-    def draw(self, seed: int, num_channels: int) -> Changes:
-        """Changes for a patch; the same for the same seed."""
-        config, rng = self.config, np.random.default_rng(seed)
+    def draw(self, rng: np.random.Generator, num_channels: int) -> Changes:
+        """Changes for a patch."""
+        config = self.config
         per_channel = partial(_draw_per_channel, rng, num_channels)
         evenly, around_one = partial(_draw_evenly, rng), partial(_draw_around_one, rng)
         return Changes(
             matrix=self._draw_matrix(rng),
             noise=evenly(config.noise_deviation) if rng.random() < config.noise else 0.0,
-            seed=seed,
+            seed=int(rng.integers(2**32)),
             blur=per_channel(config.blur, evenly, config.blur_sigma, config.blur_channels),
             brightness=per_channel(config.brightness, around_one, config.brightness_range),
             contrast=per_channel(config.contrast, around_one, config.contrast_range),
@@ -126,7 +136,7 @@ class Augmentation:
             ),
             gamma_inverted=per_channel(config.gamma_inverted, around_one, config.gamma_range),
             gamma=per_channel(config.gamma, around_one, config.gamma_range),
-            mirrored=self.mirroring.draw(config.flip, seed),
+            mirrored=self.mirroring.draw(config.flip, rng),
         )
 
     def _draw_matrix(self, rng: np.random.Generator) -> Matrix | None:
@@ -139,7 +149,11 @@ class Augmentation:
             matrix = rotation_matrix([angle * rng.uniform(-1, 1) for angle in self.angles])
         if is_scaled:
             num_factors = dims if config.scale_per_axis else 1
-            matrix = matrix * [_draw_evenly(rng, config.scale_range) for _ in range(num_factors)]
+            factors = [_draw_evenly(rng, config.scale_range) for _ in range(num_factors)]
+            factors *= dims // num_factors
+            if self.slice_axis is not None:
+                factors[self.slice_axis] = 1.0
+            matrix = matrix * factors
         return matrix
 
     def __call__(
@@ -154,12 +168,23 @@ class Augmentation:
         Returns:
             Images (B, C, *P) float32 and labels (B, *P) int64. A patch is the same, bit for bit, in
             whatever batch on the same device.
+
+        Raises:
+            DataError: a patch cannot be changed; names its case.
         """
         patch, num_channels = tuple(cuts[0].patch), len(cuts[0].image)
         images = torch.empty((len(cuts), num_channels, *patch), device=device)
         labels = torch.empty((len(cuts), *patch), dtype=torch.int64, device=device)
         for cut, image, label in zip(cuts, images, labels, strict=True):
-            self._change(cut, image, label)
+            try:
+                self._change(cut, image, label)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # Whatever it is, the case must be known.
+                raise DataError(
+                    f"case {cut.case_id}: its patch could not be changed "
+                    f"({type(error).__name__}: {error}). --debug shows where."
+                ) from error
         return images, labels
 
     def _change(self, cut: Cut, image: Tensor, label: Tensor) -> None:
@@ -179,10 +204,9 @@ class Augmentation:
 
     def _find_empty(self, cut: Cut) -> list[int]:
         """Channels that the case lacks, to which noise was added, and those to be dropped."""
-        absent = [channel for channel in self.optional_channels if not cut.image[channel].any()]
-        present = set(range(len(cut.image))) - set(absent)
+        present = set(range(len(cut.image))) - set(cut.absent)
         probability, seed = self.config.drop_channel, cut.changes.seed
-        return absent + choose_dropped(present, self.optional_channels, probability, seed)
+        return [*cut.absent, *choose_dropped(present, self.optional_channels, probability, seed)]
 
     def _change_intensities(self, image: Tensor, changes: Changes) -> None:
         """Of ``(C, *P)``, in place."""
@@ -237,16 +261,15 @@ def find_coarse(spacing_mm: Sequence[float]) -> list[bool]:
     return [value >= COARSE_AXIS * min(spacing_mm) for value in spacing_mm]
 
 
-def rotation_range(degrees: float, spacing_mm: Sequence[float]) -> list[float]:
+def rotation_range(degrees: float, is_coarse: Sequence[bool]) -> list[float]:
     """Largest rotation in radians about each array axis (about the normal alone, in 2D).
 
     Rotation happens on the voxel grid. Turning a coarse axis into a fine one would shear the
     anatomy, so on anisotropic grids only the rotation about the coarse axis is left.
     """
     radians = math.radians(degrees)
-    if len(spacing_mm) == 2:
+    if len(is_coarse) == 2:
         return [radians]
-    is_coarse = find_coarse(spacing_mm)
     if not any(is_coarse):
         return [radians] * 3
     return [radians if coarse and sum(is_coarse) == 1 else 0.0 for coarse in is_coarse]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from volseg.atomic import atomic_folder, remove_temporary
 from volseg.data.cases import Case, Dataset
 from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
+from volseg.data.mapping import PlaceInFile
 from volseg.data.preprocessing import prepare
 from volseg.data.reading import read_case
 from volseg.data.resampling import resampled_shape
@@ -38,7 +38,7 @@ from volseg.images import read_header
 from volseg.planning.fingerprint import CaseFingerprint
 from volseg.planning.plan import Plan
 
-FORMAT = 2
+FORMAT = 3
 """Raised when what an entry holds changes, so that older entries are made again."""
 _ABANDONED_S = 24 * 3600
 """No case takes so long; what is older was left by a process that was killed."""
@@ -50,19 +50,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A prepared case. Arrays are mapped anew at each access, so that no file stays open.
+    """A prepared case, whose arrays are mapped when they are asked for.
 
     Attributes:
         folder: the entry.
         case_id: of the case.
         foreground_counts: stored positions of each foreground class.
         is_partly_annotated: whether voxels of the case may be ignored.
+        absent: numbers of the channels that the case lacks.
     """
 
     folder: Path
     case_id: str
     foreground_counts: tuple[int, ...]
     is_partly_annotated: bool = False
+    absent: tuple[int, ...] = ()
+    _places: dict[str, PlaceInFile] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def image(self) -> NDArray[np.float16]:
@@ -74,13 +77,10 @@ class CachedCase:
         """(*S) label indices; see `volseg.data.cases.Classes`."""
         return self._map("label")
 
-    @property
-    def foreground(self) -> dict[int, NDArray[np.int32]]:
-        """Positions (n, spatial_dims) to centre patches on, by index of each class present."""
-        positions = self._map("foreground")
-        split = itertools.accumulate(self.foreground_counts, initial=0)
-        spans = enumerate(itertools.pairwise(split), start=1)
-        return {index: positions[a:b] for index, (a, b) in spans if b > a}
+    def positions(self, index: int) -> NDArray[np.int32]:
+        """(n, spatial_dims) voxels to centre patches on, of the class with this index, from 1."""
+        end = sum(self.foreground_counts[:index])
+        return self._map("foreground")[end - self.foreground_counts[index - 1] : end]
 
     @property
     def annotated(self) -> NDArray[np.int32] | None:
@@ -88,8 +88,9 @@ class CachedCase:
         return self._map("annotated") if self.is_partly_annotated else None
 
     def _map(self, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return array
+        if name not in self._places:
+            self._places[name] = PlaceInFile(self.folder / f"{name}.npy")
+        return self._places[name].map()
 
 
 def build_cache(
@@ -143,7 +144,7 @@ def open_case(folder: Path) -> CachedCase:
     facts = json.loads((folder / "case.json").read_text())
     is_partly_annotated = (folder / "annotated.npy").exists()
     counts = tuple(facts["foreground_counts"])
-    return CachedCase(folder, facts["case_id"], counts, is_partly_annotated)
+    return CachedCase(folder, facts["case_id"], counts, is_partly_annotated, tuple(facts["absent"]))
 
 
 def predict_bytes(
@@ -230,7 +231,11 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, entry: Path) -> Path:
             # The first index behind the classes: nothing is known.
             annotated = draw_voxels(rng, indices != classes.num_classes)
             np.save(temporary / "annotated.npy", annotated)
-        facts = {"case_id": case.case_id, "foreground_counts": [len(p) for p in positions]}
+        facts = {
+            "case_id": case.case_id,
+            "foreground_counts": [len(p) for p in positions],
+            "absent": image.absent,
+        }
         (temporary / "case.json").write_text(json.dumps(facts))
     for other in entry.parent.glob(f"{glob.escape(case.case_id)}-*"):
         if other != entry and len(other.name) == len(entry.name):

@@ -5,6 +5,7 @@ A `Dataset` is found by `volseg.data.layouts.find_dataset` and stored as ``datas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from volseg.config import DataConfig, Record
-from volseg.errors import DataError
+from volseg.errors import ConfigError, DataError
 
 
 class Case(Record):
@@ -136,6 +137,13 @@ class Classes(Record):
         )
 
     @property
+    def shown(self) -> tuple[int, ...]:
+        """Indices of the foreground classes that an output of the network shows."""
+        if not self.regions:
+            return tuple(range(1, self.num_classes))
+        return tuple(sorted(set(itertools.chain(*self.region_indices))))
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Smallest integer type that holds every label value."""
         return np.result_type(
@@ -187,7 +195,7 @@ class Classes(Record):
             )
         order = np.argsort(self.known_values)
         ranks = np.searchsorted(np.asarray(self.known_values)[order], labels)
-        indices = order.astype(np.uint8 if self.num_indices <= 256 else np.uint16)[ranks]
+        indices = order.astype(np.uint8 if self.num_indices <= 256 else np.int16)[ranks]
         if annotated is not None and len(unsure := self.find_unsure(annotated)) > 1:
             place = self.candidates.index(unsure)
             indices[indices == 0] = self.num_classes + place
@@ -231,7 +239,8 @@ class Dataset(Record):
                 no class. What is None stays.
 
         Raises:
-            ConfigError: an unknown label value, or two regions of one name.
+            ConfigError: an unknown label value, two regions of one name, or the background is to be
+                ignored.
         """
         changed = self.classes.model_dump()
         if config.regions is not None:
@@ -242,6 +251,12 @@ class Dataset(Record):
             kept = {name: value for name, value in pairs if value != config.ignore_label}
             changed["names"], changed["values"] = tuple(kept), tuple(kept.values())
             changed["ignore"] = config.ignore_label
+            if config.ignore_label == self.classes.values[0]:
+                raise ConfigError(
+                    f"data.ignore_label {config.ignore_label} is the value of "
+                    f"{self.classes.names[0]}; expected that of voxels that nobody has labelled, "
+                    "beside a background that somebody has. Give those another value."
+                )
         changed["unsure"] = ()
         classes = Classes.parse(changed, "data")
         return self.model_copy(update={"classes": classes.with_unsure(self.cases)})

@@ -32,7 +32,7 @@ def draw_voxels(rng: np.random.Generator, mask: NDArray[np.bool_]) -> Positions:
 def draw_parts(rng: np.random.Generator, mask: NDArray[np.bool_]) -> Positions:
     """As many positions, half of them evenly over the voxels and half over the connected parts.
 
-    A voxel of a small part may be there several times.
+    Every part is there, and a voxel of a small one may be several times.
     """
     box = ndimage.find_objects(mask.astype(np.uint8))
     if not box:
@@ -42,13 +42,15 @@ def draw_parts(rng: np.random.Generator, mask: NDArray[np.bool_]) -> Positions:
     parts, number = ndimage.label(mask[box[0]], structure=around)
     if number == 1:
         return draw_voxels(rng, mask)
-    found = np.flatnonzero(parts)
-    half = min(found.size, FOREGROUND_VOXELS) // 2
-    evenly = rng.choice(found, half, replace=False)
-    sizes = np.bincount(parts.ravel())[1:]
-    chances = 1 / (number * sizes[parts.ravel()[found] - 1])
-    by_part = rng.choice(found, half, p=chances / chances.sum())
-    positions = _unravel(np.concatenate([evenly, by_part]), parts.shape)
+    found = rng.permutation(np.flatnonzero(parts))
+    part_of = parts.ravel()[found]
+    half = min(found.size, FOREGROUND_VOXELS // 2)
+    evenly = found[:half]
+    _, one_each = np.unique(part_of, return_index=True)
+    one_each = rng.permutation(found[one_each])[:half]
+    chances = 1 / (number * np.bincount(part_of)[part_of])
+    by_part = rng.choice(found, half - one_each.size, p=chances / chances.sum())
+    positions = _unravel(np.concatenate([evenly, one_each, by_part]), parts.shape)
     return positions + np.array([axis.start for axis in box[0]], dtype=np.int32)
 
 

@@ -1,38 +1,55 @@
-"""Arrays in files, mapped anew at each use in microseconds, so that no file stays open."""
+"""Arrays in files, mapped in microseconds; few files stay open, however many cases there are."""
 
 from __future__ import annotations
 
+import math
 import mmap
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+OPEN_FILES = 256
+"""Most that stay mapped; systems often allow a process a thousand."""
+SMALL_BYTES = 2**22
+"""Larger files are let go at once: patches of them take longer, and they would add up."""
 
-class MappedArray:
-    """Where an array lies in its file.
 
-    Opening a ``.npy`` file takes numpy longer than cutting a small patch from it, mostly to read
-    what the file says of itself. That is kept here.
+class PlaceInFile:
+    """Where the array of a ``.npy`` file lies in it.
+
+    Opening the file takes numpy longer than cutting a small patch from it, mostly to read what the
+    file says of itself. That is kept here.
     """
 
-    def __init__(self, array: NDArray[Any]) -> None:
-        """Take the place from an array that numpy has mapped, in C order, or from rows of one."""
-        whole: Any = array
-        while isinstance(whole.base, np.memmap):
-            whole = whole.base
-        self.path = str(whole.filename)
-        # A part of an array still says the offset of the whole.
-        self.offset = whole.offset + array.ctypes.data - whole.ctypes.data
+    def __init__(self, path: Path) -> None:
+        """Read what the file says of its array, which is in C order.
+
+        Raises:
+            OSError: the file cannot be opened.
+            ValueError: it holds no array, or less than it says.
+        """
+        array: Any = np.load(path, mmap_mode="r")
+        self.path, self.offset = str(path), array.offset
         self.dtype, self.shape = array.dtype, array.shape
 
-    def open(self) -> NDArray[Any]:
-        """The array, read-only; its file is let go with it.
+    def map(self) -> NDArray[Any]:
+        """The array, read-only.
 
         Raises:
             OSError: the file cannot be opened any more.
             ValueError, TypeError: it has become shorter.
         """
-        with open(self.path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        is_small = self.dtype.itemsize * math.prod(self.shape) < SMALL_BYTES
+        content = _keep_mapped(self.path) if is_small else _map(self.path)
         return np.ndarray(self.shape, self.dtype, content, self.offset)
+
+
+def _map(path: str) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+_keep_mapped = lru_cache(OPEN_FILES)(_map)

@@ -28,6 +28,10 @@ _SIDES = {
 }
 
 
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+"""Of a name, whether its words are parted by marks or by capitals."""
+
+
 @dataclass(frozen=True)
 class Mirroring:
     """What may be mirrored, and what happens to the classes.
@@ -35,10 +39,23 @@ class Mirroring:
     Attributes:
         axes: spatial axes along which a mirrored patch is as good as the patch.
         swapped: per label index the one that it becomes when axis 0 is mirrored.
+        outputs: the same per output of the network, which are regions where there are some.
     """
 
     axes: tuple[int, ...]
     swapped: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def describe(self, names: Sequence[str]) -> str:
+        """One line for a log, with the names of the classes."""
+        pairs = [
+            f"{names[index]} and {names[other]}"
+            for index, other in enumerate(self.swapped)
+            if index < other
+        ]
+        axes = "right-left, posterior-anterior, inferior-superior".split(", ")
+        what = ", ".join(axes[axis] for axis in self.axes) or "no axis"
+        return f"{what}; {', '.join(pairs) or 'no classes'} change places with left and right"
 
     def apply(self, image: Tensor, label: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Mirror ``(C, *P)`` and its label indices ``(*P)`` along some axes.
@@ -55,9 +72,8 @@ class Mirroring:
             label = torch.tensor(self.swapped, dtype=label.dtype, device=label.device)[label.long()]
         return image, label
 
-    def draw(self, probability: float, seed: int) -> tuple[int, ...]:
-        """Axes to mirror, each with the given probability; the same for the same seed."""
-        rng = np.random.default_rng((seed, 1))
+    def draw(self, probability: float, rng: np.random.Generator) -> tuple[int, ...]:
+        """Axes to mirror, each with the given probability."""
         return tuple(axis for axis in self.axes if rng.random() < probability)
 
 
@@ -65,8 +81,9 @@ def plan_mirroring(classes: Classes, spatial_dims: int) -> Mirroring:
     """Find the classes that have a side, and what that means for mirroring.
 
     Classes such as ``left kidney`` and ``right kidney``, or ``lung_upper_L`` and ``lung_upper_R``,
-    change places. A class with a side but without its counterpart rules axis 0 out, and so do
-    partly annotated cases of classes with a side.
+    change places. Axis 0 is ruled out by a class with a side but without its counterpart, by
+    regions that do not become each other when the classes change places, and by partly annotated
+    cases of classes with a side.
 
     Args:
         classes: of the dataset.
@@ -76,9 +93,27 @@ def plan_mirroring(classes: Classes, spatial_dims: int) -> Mirroring:
     swapped = list(range(classes.num_indices))
     for left, right in pairs:
         swapped[left], swapped[right] = right, left
-    is_ruled_out = bool(single) or (bool(pairs) and bool(classes.unsure))
+    outputs = _find_counterparts(classes, swapped)
+    is_ruled_out = bool(single) or (bool(pairs) and bool(classes.unsure)) or outputs is None
     axes = tuple(range(1 if is_ruled_out else 0, spatial_dims))
-    return Mirroring(axes, tuple(swapped))
+    return Mirroring(axes, tuple(swapped), outputs or tuple(range(classes.num_outputs)))
+
+
+def _find_counterparts(classes: Classes, swapped: Sequence[int]) -> tuple[int, ...] | None:
+    """Per output the one that it becomes; None if a region becomes what is no region.
+
+    Regions with a side must become their counterparts, and others themselves.
+    """
+    if not classes.regions:
+        return tuple(swapped[: classes.num_classes])
+    pairs, single = find_sides([region.name for region in classes.regions])
+    counterparts = list(range(len(classes.regions)))
+    for left, right in pairs:
+        counterparts[left], counterparts[right] = right, left
+    regions = [set(indices) for indices in classes.region_indices]
+    mirrored = [{swapped[index] for index in region} for region in regions]
+    is_kept = all(mirrored[i] == regions[other] for i, other in enumerate(counterparts))
+    return tuple(counterparts) if is_kept and not single else None
 
 
 def find_sides(names: Sequence[str]) -> tuple[list[tuple[int, int]], list[int]]:
@@ -86,25 +121,21 @@ def find_sides(names: Sequence[str]) -> tuple[list[tuple[int, int]], list[int]]:
 
     A single letter, or the abbreviation of two, is a side only where both sides are there.
 
-    >>> find_sides(["background", "left lung", "right lung", "heart", "kidney_l"])
+    >>> find_sides(["background", "left lung", "RightLung", "heart", "kidney (l)"])
     ([(1, 2)], [])
     """
     found: dict[tuple[str, ...], dict[str, int]] = {}
-    words: dict[int, bool] = {}
+    clear: set[int] = set()
     for index, name in enumerate(names):
-        parts = [part for part in re.split(r"[\s_.\-]+", name.lower()) if part]
-        sides = [part for part in parts if part in _SIDES]
-        if len(sides) != 1:
-            continue
-        others = tuple(part for part in parts if part not in _SIDES)
-        found.setdefault(others, {})[_SIDES[sides[0]]] = index
-        words[index] = len(sides[0]) > 2
+        parts = [part.lower() for part in _WORD.findall(name)]
+        words = [part for part in parts if part in _SIDES]
+        sides = {_SIDES[word] for word in words}
+        if any(len(word) > 2 for word in words):
+            clear.add(index)
+        if len(sides) == 1:
+            others = tuple(part for part in parts if part not in _SIDES)
+            if found.setdefault(others, {}).setdefault(sides.pop(), index) != index:
+                clear.add(index)
     pairs = [(group["left"], group["right"]) for group in found.values() if len(group) == 2]
-    single = [
-        index
-        for group in found.values()
-        if len(group) == 1
-        for index in group.values()
-        if words[index]
-    ]
-    return sorted(pairs), sorted(single)
+    paired = {index for pair in pairs for index in pair}
+    return sorted(pairs), sorted(clear - paired)

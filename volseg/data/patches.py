@@ -8,7 +8,7 @@ so loader processes cannot disagree and a resumed training sees what it would ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from volseg.data.augmentation import Augmentation, Cut
 from volseg.data.cache import CachedCase
 from volseg.data.foreground import choose_shares
-from volseg.data.mapping import MappedArray
-from volseg.data.spatial import find_region
+from volseg.data.spatial import find_region, keep_inside
 from volseg.errors import ConfigError, DataError, MachineError
 
 
@@ -37,6 +36,7 @@ class PatchDataset(Dataset[Cut]):
             and small parts have their share; see `volseg.data.foreground`.
         augment: draws the changes of each patch.
         seed: of everything random.
+        classes: indices of those that patches are centred on; all by default.
     """
 
     def __init__(
@@ -48,15 +48,16 @@ class PatchDataset(Dataset[Cut]):
         foreground: float,
         augment: Augmentation,
         seed: int,
+        classes: Collection[int] | None = None,
     ) -> None:
         if not cases:
             raise ConfigError("no case to train on; expected at least one. Check the split.")
         self.cases, self.patch = list(cases), tuple(patch)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_centred = batch_size * foreground
-        self.holders = _find_holders(self.cases)
-        self.shares = choose_shares(list(self.holders.values()), len(self.cases))
-        self._places: dict[int, tuple[MappedArray, MappedArray, dict[int, MappedArray]]] = {}
+        self.holders = _find_holders(self.cases, classes)
+        shares = choose_shares([cases for _, cases in self.holders], len(self.cases))
+        self.bounds = np.cumsum(shares)[:-1]
 
     def __getitem__(self, number: int) -> Cut:
         """A region of a case in the types of the cache, and what becomes of it.
@@ -85,39 +86,32 @@ class PatchDataset(Dataset[Cut]):
         index = self._case_index(number)
         if not (is_centred and self.holders):
             return index, None
-        chosen = list(self.holders)[rng.choice(len(self.holders), p=self.shares)]
-        cases = self.holders[chosen]
+        place = int(np.searchsorted(self.bounds, rng.random(), side="right"))
+        chosen, cases = self.holders[place]
         # A case without the class makes room for one that has it.
         return (index if index in cases else cases[rng.integers(len(cases))]), chosen
 
-    def _locate(self, index: int) -> tuple[MappedArray, MappedArray, dict[int, MappedArray]]:
-        """Image, label and foreground of a case."""
-        if index not in self._places:
-            case = self.cases[index]
-            foreground = {i: MappedArray(voxels) for i, voxels in case.foreground.items()}
-            self._places[index] = MappedArray(case.image), MappedArray(case.label), foreground
-        return self._places[index]
-
     def _cut(self, index: int, centred: int | None, rng: np.random.Generator) -> Cut:
-        case, (image, label, foreground) = self.cases[index], self._locate(index)
-        if centred is not None:
-            voxels = foreground[centred].open()
-            start = _centred_start(voxels[rng.integers(len(voxels))], label.shape, self.patch)
-        elif (annotated := case.annotated) is not None and len(annotated):
-            # Anywhere else might hold nothing to learn from.
-            voxel = annotated[rng.integers(len(annotated))]
+        case = self.cases[index]
+        image, label = case.image, case.label
+        # Of a partly annotated case, anywhere else might hold nothing to learn from.
+        voxels = case.annotated if centred is None else case.positions(centred)
+        voxel = None
+        if voxels is not None and len(voxels):
+            voxel = voxels[rng.integers(len(voxels))]
             start = _centred_start(voxel, label.shape, self.patch)
         else:
             start = _random_start(rng, label.shape, self.patch)
-        changes = self.augment.draw(int(rng.integers(2**32)), image.shape[0])
+        changes = self.augment.draw(rng, image.shape[0])
         first, shape = start, self.patch
-        if changes.matrix is not None:
-            first, shape = find_region(changes.matrix, start, self.patch, label.shape)
-        centre = [s - f + (p - 1) / 2 for s, f, p in zip(start, first, self.patch, strict=True)]
-        region, labels = (
-            torch.from_numpy(cut(array.open(), first, shape)) for array in (image, label)
-        )
-        return Cut(region, labels, centre, self.patch, changes)
+        middle = np.add(start, (np.asarray(self.patch) - 1) / 2)
+        if (matrix := changes.matrix) is not None:
+            if voxel is not None:
+                middle = keep_inside(matrix, middle, self.patch, voxel)
+            first, shape = find_region(matrix, middle, start, self.patch, label.shape)
+        centre = tuple((middle - first).tolist())
+        region, labels = (torch.from_numpy(cut(array, first, shape)) for array in (image, label))
+        return Cut(region, labels, centre, self.patch, changes, case.case_id, case.absent)
 
     def _case_index(self, number: int) -> int:
         """Every case once per round, in a new order each round."""
@@ -125,14 +119,16 @@ class PatchDataset(Dataset[Cut]):
         return int(_permutation(self.seed, round_number, len(self.cases))[position])
 
 
-def _find_holders(cases: Sequence[CachedCase]) -> dict[int, list[int]]:
-    """Per class that any case has, the numbers of the cases that have it."""
+def _find_holders(
+    cases: Sequence[CachedCase], classes: Collection[int] | None
+) -> list[tuple[int, list[int]]]:
+    """Indices of the classes that any case has, each with the numbers of the cases."""
     holders: dict[int, list[int]] = {}
     for number, case in enumerate(cases):
         for index, count in enumerate(case.foreground_counts, start=1):
-            if count:
+            if count and (classes is None or index in classes):
                 holders.setdefault(index, []).append(number)
-    return dict(sorted(holders.items()))
+    return sorted(holders.items())
 
 
 @lru_cache(maxsize=4)
@@ -213,12 +209,27 @@ class Batches:
             # A loader process sends the whole traceback as the message.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
         except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise MachineError(
-                f"a loader process ended ({error}); most likely it was killed for its memory. Use "
-                "fewer of them: --set training.workers=0 prepares patches in the training process."
-            ) from error
+            refuse_dead_worker(error)
+            raise
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether torch says that a loader process died, which it does anywhere in the main thread."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+
+
+def refuse_dead_worker(error: BaseException) -> None:
+    """Say what to do where `error` is that a loader process died.
+
+    Raises:
+        MachineError: it is.
+    """
+    if is_dead_worker(error):
+        reason = str(error).strip().rpartition("\n")[2]
+        raise MachineError(
+            f"a loader process ended ({reason}); most likely it was killed for its memory. Use "
+            "fewer of them: --set training.workers=0 prepares patches in the training process."
+        ) from error
 
 
 def make_loader(

@@ -39,8 +39,32 @@ def _turn(dims: int, first: int, second: int, angle: float) -> Matrix:
     return matrix
 
 
+def keep_inside(
+    matrix: Matrix, centre: NDArray[np.float64], patch: Sequence[int], voxel: Sequence[int]
+) -> NDArray[np.float64]:
+    """Middle of a changed patch that shows a voxel, as the patch without the change does.
+
+    Patches are turned and scaled about their middle. Near the border of a volume the voxel that a
+    patch was cut for is far from it, and may fall out; then the patch turns about that voxel.
+
+    Args:
+        matrix: of the change.
+        centre: middle of the patch, in voxels of the volume.
+        patch: its shape.
+        voxel: in the patch without the change.
+    """
+    offset = np.subtract(voxel, centre)
+    half = (np.asarray(patch) - 1) / 2
+    is_inside = bool((np.abs(np.linalg.solve(matrix, offset)) <= half).all())
+    return centre if is_inside else centre + offset - matrix @ offset
+
+
 def find_region(
-    matrix: Matrix, start: Sequence[int], patch: Sequence[int], shape: Sequence[int]
+    matrix: Matrix,
+    centre: NDArray[np.float64],
+    start: Sequence[int],
+    patch: Sequence[int],
+    shape: Sequence[int],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Start and shape of the box that holds what a changed patch shows.
 
@@ -49,13 +73,12 @@ def find_region(
 
     Args:
         matrix: of the change.
+        centre: middle of the changed patch.
         start: first voxel of the patch without the change.
         patch: its shape.
         shape: of the volume.
     """
-    half = (np.asarray(patch) - 1) / 2
-    centre = np.asarray(start) + half
-    reach = np.abs(matrix) @ half - _ROUNDING
+    reach = np.abs(matrix) @ ((np.asarray(patch) - 1) / 2) - _ROUNDING
     low = np.maximum(np.floor(centre - reach), np.minimum(start, 0))
     end = np.minimum(np.ceil(centre + reach) + 1, np.maximum(np.add(start, patch), shape))
     return tuple(low.astype(int).tolist()), tuple((end - low).astype(int).tolist())

@@ -7,7 +7,7 @@ together, and what the values mean, is left to `volseg.data`.
 
 from __future__ import annotations
 
-from volseg.images.formats import IMAGE_SUFFIXES, image_stem
+from volseg.images.formats import IMAGE_SUFFIXES, image_stem, is_picture
 from volseg.images.image import Image
 from volseg.images.reading import from_nibabel, read_header, read_image, read_labels
 from volseg.images.writing import write_image, write_labels
@@ -17,6 +17,7 @@ __all__ = [
     "Image",
     "from_nibabel",
     "image_stem",
+    "is_picture",
     "read_header",
     "read_image",
     "read_labels",

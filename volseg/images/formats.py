@@ -103,3 +103,8 @@ def _suffix(path: Path) -> str:
     name = path.name.lower()
     known = (suffix for suffix in (*IMAGE_SUFFIXES, ".img") if name.endswith(suffix))
     return next(known, path.suffix.lower())
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a PNG or TIFF picture, by its name."""
+    return name.lower().endswith(_PICTURE)

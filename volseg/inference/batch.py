@@ -6,9 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from volseg.data.cases import Case
 from volseg.errors import ConfigError, DataError
+from volseg.images import is_picture
 from volseg.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -27,29 +31,33 @@ def predict_cases(
     cases: Sequence[Case],
     output: Path,
     *,
-    suffix: str = ".nii.gz",
+    suffix: str | None = None,
     probabilities: bool = False,
     overwrite: bool = False,
     on_case: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
-    """Write ``<case_id><suffix>`` into `output` for every case, each whole or not at all.
+    """Write a label map of every case into `output`, each whole or not at all.
+
+    It is named ``<case_id>.png`` for a picture and ``<case_id>.nii.gz`` for anything else.
 
     Args:
         predictor: a loaded model.
         cases: their labels are not read.
         output: folder; made if missing.
-        suffix: of the label maps, which chooses the format.
-        probabilities: also write ``<case_id>_probabilities<suffix>``.
+        suffix: of all label maps instead, which chooses the format.
+        probabilities: also write ``<case_id>_probabilities``, of a picture as ``.nrrd``.
         overwrite: replace files that exist; an input image is never replaced.
         on_case: called with (cases done, cases in all).
 
     Raises:
         ConfigError: an output exists already and `overwrite` is off, or is an input.
     """
-    targets = {case.case_id: output / f"{case.case_id}{suffix}" for case in cases}
+    largest = predictor.model.facts.classes.dtype
+    suffixes = {case.case_id: suffix or _choose_suffix(case, largest) for case in cases}
+    targets = {name: output / f"{name}{ending}" for name, ending in suffixes.items()}
     maps = {
-        case.case_id: output / f"{case.case_id}_probabilities{suffix}"
-        for case in cases
+        name: output / f"{name}_probabilities{'.nrrd' if is_picture(ending) else ending}"
+        for name, ending in suffixes.items()
         if probabilities
     }
     _refuse_overwriting(cases, [*targets.values(), *maps.values()], overwrite)
@@ -69,6 +77,13 @@ def predict_cases(
         if on_case:
             on_case(done, len(cases))
     return result
+
+
+def _choose_suffix(case: Case, dtype: np.dtype[Any]) -> str:
+    """The format of a case's images, if it holds label values of a type."""
+    if not all(is_picture(path.name) for path in case.files):
+        return ".nii.gz"
+    return ".png" if np.can_cast(dtype, np.uint16) else ".tif"
 
 
 def _refuse_overwriting(cases: Sequence[Case], targets: Sequence[Path], overwrite: bool) -> None:

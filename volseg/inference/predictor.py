@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volseg.data.cases import Classes
+from volseg.data.mirroring import plan_mirroring
 from volseg.data.preprocessing import prepare
 from volseg.data.reading import read_channels
 from volseg.errors import DataError
@@ -62,8 +63,12 @@ class Predictor:
     >>> predictor("patient.nii.gz").save("patient_seg.nii.gz")  # doctest: +SKIP
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, mirror: bool = False) -> None:
+        """Keep a loaded model; see `load` for `mirror`."""
         self.model = model
+        facts = model.facts
+        mirroring = plan_mirroring(facts.classes, facts.plan.spatial_dims)
+        self.mirroring = mirroring if mirror else None
 
     @classmethod
     def load(
@@ -73,9 +78,19 @@ class Predictor:
         device: str = "auto",
         folds: tuple[int, ...] | None = None,
         checkpoint: Checkpoint = "last",
+        mirror: bool = False,
     ) -> Predictor:
-        """Load a run folder or bundle; see `volseg.inference.load_model`."""
-        return cls(load_model(Path(folder), device, folds, checkpoint))
+        """Load a run folder or bundle.
+
+        Args:
+            folder: see `volseg.inference.load_model`, also for what it raises.
+            device: see there.
+            folds: see there.
+            checkpoint: see there.
+            mirror: average over mirror images, up to eight times the work. For a model that was
+                trained with them (``augmentation.flip``); left and right are kept apart.
+        """
+        return cls(load_model(Path(folder), device, folds, checkpoint), mirror=mirror)
 
     def __call__(self, image: Any, *, probabilities: bool = False) -> Segmentation:
         """Segment one image.
@@ -99,6 +114,7 @@ class Predictor:
             plan.patch,
             self.model.device,
             overlapping=bool(classes.regions),
+            mirroring=self.mirroring,
         )
         kept = restore_probabilities(scores, prepared.placement, classes) if probabilities else None
         labels = classes.decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from volseg.data.cases import Classes
+from volseg.data.mirroring import Mirroring
 
 OVERLAP = 0.5
 SIGMA_SCALE = 0.125
@@ -27,6 +29,7 @@ def predict_scores(
     device: torch.device,
     *,
     overlapping: bool = False,
+    mirroring: Mirroring | None = None,
 ) -> Tensor:
     """Scores ``(K, *S)`` float32 for a prepared image ``(C, *S)``, on the CPU.
 
@@ -39,8 +42,10 @@ def predict_scores(
         window: voxels per axis.
         device: where the windows run.
         overlapping: whether the outputs are regions (sigmoid) and not classes (softmax).
+        mirroring: logits are averaged over the window and all its mirror images along these axes,
+            but those of a single voxel.
     """
-    members = [_predict(network, image, window, device) for network in networks]
+    members = [_predict(network, image, window, device, mirroring) for network in networks]
     if len(members) == 1:
         return members[0]
     # The number of members cancels out of a sigmoid's logits, and is a constant in a softmax's.
@@ -87,18 +92,53 @@ def count_at_once(window: Sequence[int], usual: int) -> int:
     return max(usual, SLICE_PIXELS // math.prod(window)) if 1 in window else usual
 
 
+def list_mirrorings(mirroring: Mirroring, window: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every set of axes to mirror, none among them; an axis of a single voxel is in none."""
+    axes = [axis for axis in mirroring.axes if window[axis] > 1]
+    sets = (itertools.combinations(axes, number) for number in range(len(axes) + 1))
+    return list(itertools.chain.from_iterable(sets))
+
+
+def choose_half() -> torch.dtype:
+    """16 bits for the arithmetic of a GPU: with the range of float32 where it has them.
+
+    What a network computes in bfloat16 may be too large for float16. GPUs that would only emulate
+    bfloat16 do not have it.
+    """
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
 def _predict(
-    network: nn.Module, image: Tensor, window: Sequence[int], device: torch.device
+    network: nn.Module,
+    image: Tensor,
+    window: Sequence[int],
+    device: torch.device,
+    mirroring: Mirroring | None,
 ) -> Tensor:
-    def forward(batch: Tensor) -> Tensor:
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
+    is_gpu = device.type == "cuda"
+    precision = choose_half() if is_gpu else torch.float32
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.autocast(device.type, precision, enabled=is_gpu):
             logits: Tensor = network(batch)
         return logits.float()
+
+    def forward(batch: Tensor) -> Tensor:
+        if mirroring is None:
+            return run(batch)
+        total, flips = torch.zeros(()), list_mirrorings(mirroring, window)
+        for axes in flips:
+            dims = [axis + 2 for axis in axes]
+            logits = run(batch.flip(dims)).flip(dims)
+            # What the mirror shows as left is right.
+            total = total + (logits[:, list(mirroring.outputs)] if 0 in axes else logits)
+        return total / len(flips)
 
     logits = sliding_window_inference(
         image[None],
         roi_size=tuple(window),
-        sw_batch_size=count_at_once(window, 4 if device.type == "cuda" else 1),
+        sw_batch_size=count_at_once(window, 4 if is_gpu else 1),
         predictor=forward,
         overlap=OVERLAP,
         mode="gaussian",

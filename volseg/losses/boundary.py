@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from volseg.errors import check_choice
 from volseg.losses.distances import measure_distances
-from volseg.losses.targets import Activation, compare_foreground
+from volseg.losses.foreground import ForegroundLoss
+from volseg.losses.targets import Activation
 
 
-class BoundaryLoss(nn.Module):
+class BoundaryLoss(ForegroundLoss):
     """Mean over voxels of probability times signed distance to the reference's boundary.
 
     Voxels of the reference count from 0 at its boundary downwards, as in the authors' code; others
@@ -33,31 +32,16 @@ class BoundaryLoss(nn.Module):
         """Build the loss.
 
         Args:
-            activation: ``"softmax"`` for classes that exclude each other, of which the background
-                is left out; ``"sigmoid"`` for channels that do not.
+            activation: see `ForegroundLoss`.
             spacing: size of a voxel per axis, in units of the finest one; 1 each by default.
 
         Raises:
             ConfigError: an unknown activation.
         """
-        super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
-        self.activation, self.spacing = activation, spacing
+        super().__init__(activation)
+        self.spacing = spacing
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare logits with the reference.
-
-        Args:
-            logits: (B, K, *S).
-            target: (B, *S) or (B, 1, *S), integer class indices; or (B, K, *S), shares in [0, 1],
-                of which those above 0.5 are inside.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ConfigError: shapes that do not belong together.
-        """
-        probabilities, shares = compare_foreground(logits, target, self.activation)
+    def compare(self, probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """See `ForegroundLoss`."""
         distances = measure_distances(shares > 0.5, self.spacing)
         return (probabilities * torch.where(distances < 0, distances + 1, distances)).mean()

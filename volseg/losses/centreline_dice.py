@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from monai.losses import SoftclDiceLoss
-from torch import nn
 
-from volseg.errors import ConfigError, check_choice
-from volseg.losses.targets import Activation, compare_foreground
+from volseg.errors import ConfigError
+from volseg.losses.foreground import ForegroundLoss
+from volseg.losses.targets import Activation
 
 
-class CentrelineDice(nn.Module):
+class CentrelineDice(ForegroundLoss):
     """One minus soft clDice, taken per sample and channel, then averaged.
 
     Of the predicted centrelines as much as possible shall lie in the reference, and of its
@@ -26,35 +26,20 @@ class CentrelineDice(nn.Module):
         """Build the loss.
 
         Args:
-            activation: ``"softmax"`` for classes that exclude each other, of which the background
-                is left out; ``"sigmoid"`` for channels that do not.
+            activation: see `ForegroundLoss`.
             iterations: of the erosion; at least the largest radius in voxels.
 
         Raises:
             ConfigError: an unknown activation, or `iterations` is no whole number above 0.
         """
-        super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
+        super().__init__(activation)
         if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
             raise ConfigError(f"iterations {iterations!r}; expected a whole number from 1.")
-        self.activation = activation
-        self.compare = SoftclDiceLoss(iter_=iterations)
+        self.centreline_dice = SoftclDiceLoss(iter_=iterations)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare logits with the reference.
-
-        Args:
-            logits: (B, K, *S).
-            target: (B, *S) or (B, 1, *S), integer class indices; or (B, K, *S), shares in [0, 1].
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ConfigError: shapes that do not belong together.
-        """
-        probabilities, shares = compare_foreground(logits, target, self.activation)
+    def compare(self, probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """See `ForegroundLoss`."""
         # MONAI adds up the channels of a sample; one each keeps thick and thin classes apart.
         one_each = (tensor.flatten(0, 1).unsqueeze(1) for tensor in (probabilities, shares))
-        loss: torch.Tensor = self.compare(*one_each)
+        loss: torch.Tensor = self.centreline_dice(*one_each)
         return loss

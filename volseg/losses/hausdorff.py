@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from volseg.errors import check_choice
 from volseg.losses.distances import measure_distances
-from volseg.losses.targets import Activation, check_above_zero, compare_foreground
+from volseg.losses.foreground import ForegroundLoss
+from volseg.losses.targets import Activation, check_above_zero
 
 
-class HausdorffLoss(nn.Module):
+class HausdorffLoss(ForegroundLoss):
     """Mean over voxels of squared error, times distances to both boundaries to the power `alpha`.
 
     The boundaries are those of the reference and of the prediction, which is what has a
@@ -35,33 +34,19 @@ class HausdorffLoss(nn.Module):
         """Build the loss.
 
         Args:
-            activation: ``"softmax"`` for classes that exclude each other, of which the background
-                is left out; ``"sigmoid"`` for channels that do not.
+            activation: see `ForegroundLoss`.
             alpha: how much large distances count; above 0.
             spacing: size of a voxel per axis, in units of the finest one; 1 each by default.
 
         Raises:
             ConfigError: an unknown activation, or `alpha` is not above 0.
         """
-        super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
+        super().__init__(activation)
         check_above_zero("alpha", alpha)
-        self.activation, self.alpha, self.spacing = activation, alpha, spacing
+        self.alpha, self.spacing = alpha, spacing
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare logits with the reference.
-
-        Args:
-            logits: (B, K, *S).
-            target: (B, *S) or (B, 1, *S), integer class indices; or (B, K, *S), shares in [0, 1].
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ConfigError: shapes that do not belong together.
-        """
-        probabilities, shares = compare_foreground(logits, target, self.activation)
+    def compare(self, probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """See `ForegroundLoss`."""
         both = torch.stack([shares > 0.5, probabilities > 0.5])
         distances = measure_distances(both.flatten(0, 1), self.spacing).abs() ** self.alpha
         far = distances.reshape(both.shape).sum(0)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from volseg.errors import check_choice
 from volseg.losses.distances import measure_distances
-from volseg.losses.targets import Activation, compare_foreground
+from volseg.losses.foreground import ForegroundLoss
+from volseg.losses.targets import Activation
 
 _SMOOTH = 1e-5
 
 
-class SurfaceLoss(nn.Module):
+class SurfaceLoss(ForegroundLoss):
     """``1 - |d (1 - t - p)|^2 / |d|^2`` per sample and channel, then averaged.
 
     ``d`` is the distance to the boundary of the reference ``t``, ``p`` the probability: 0 where the
@@ -32,32 +31,17 @@ class SurfaceLoss(nn.Module):
         """Build the loss.
 
         Args:
-            activation: ``"softmax"`` for classes that exclude each other, of which the background
-                is left out; ``"sigmoid"`` for channels that do not.
+            activation: see `ForegroundLoss`.
             spacing: size of a voxel per axis, in any unit; 1 each by default.
 
         Raises:
             ConfigError: an unknown activation.
         """
-        super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
-        self.activation, self.spacing = activation, spacing
+        super().__init__(activation)
+        self.spacing = spacing
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare logits with the reference.
-
-        Args:
-            logits: (B, K, *S).
-            target: (B, *S) or (B, 1, *S), integer class indices; or (B, K, *S), shares in [0, 1],
-                of which those above 0.5 are inside.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ConfigError: shapes that do not belong together.
-        """
-        probabilities, shares = compare_foreground(logits, target, self.activation)
+    def compare(self, probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """See `ForegroundLoss`."""
         inside = shares > 0.5
         squares = measure_distances(inside, self.spacing) ** 2
         hits = (squares * (1 - inside.to(squares.dtype) - probabilities) ** 2).flatten(2).sum(2)

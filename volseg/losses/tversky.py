@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from monai.losses import TverskyLoss
-from torch import nn
 
-from volseg.errors import ConfigError, check_choice
-from volseg.losses.targets import Activation, check_weights, compare_foreground, is_number
+from volseg.errors import ConfigError
+from volseg.losses.foreground import ForegroundLoss
+from volseg.losses.targets import Activation, check_weights, is_number
 
 
-class Tversky(nn.Module):
+class Tversky(ForegroundLoss):
     """One minus the Tversky index, taken per sample and channel, raised to ``1 / gamma``, averaged.
 
     The index is ``tp / (tp + alpha * fp + beta * fn)``, Dice for `alpha` and `beta` of 0.5; more
@@ -36,8 +36,7 @@ class Tversky(nn.Module):
         """Build the loss.
 
         Args:
-            activation: ``"softmax"`` for classes that exclude each other, of which the background
-                is left out; ``"sigmoid"`` for channels that do not.
+            activation: see `ForegroundLoss`.
             alpha: of false positives; at least 0.
             beta: of false negatives; at least 0.
             gamma: at least 1; 4/3 in the source of the focal form.
@@ -46,14 +45,13 @@ class Tversky(nn.Module):
         Raises:
             ConfigError: an unknown activation, or a number out of its range.
         """
-        super().__init__()
-        check_choice("activation", activation, ("softmax", "sigmoid"))
+        super().__init__(activation)
         check_weights(f"alpha {alpha} and beta {beta}", (alpha, beta))
         if not is_number(gamma) or not gamma >= 1:
             raise ConfigError(f"gamma {gamma!r}; expected at least 1, a number.")
         if not is_number(smooth) or not smooth > 0:
             raise ConfigError(f"smooth {smooth!r}; expected above 0, a number.")
-        self.activation, self.gamma = activation, gamma
+        self.gamma = gamma
         self.index = TverskyLoss(
             alpha=alpha,
             beta=beta,
@@ -63,20 +61,9 @@ class Tversky(nn.Module):
             soft_label=True,
         )
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compare logits with the reference.
-
-        Args:
-            logits: (B, K, *S).
-            target: (B, *S) or (B, 1, *S), integer class indices; or (B, K, *S), shares in [0, 1].
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ConfigError: shapes that do not belong together.
-        """
-        loss: torch.Tensor = self.index(*compare_foreground(logits, target, self.activation))
+    def compare(self, probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """See `ForegroundLoss`."""
+        loss: torch.Tensor = self.index(probabilities, shares)
         if self.gamma != 1:
             # A root has no finite slope at 0.
             loss = loss.clamp(min=1e-6) ** (1 / self.gamma)

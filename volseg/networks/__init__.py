@@ -114,6 +114,11 @@ def build_network(
     """
     check_name("networks", "network", name, PRESETS)
     if name not in PRESETS:
+        if slice_axis is not None:
+            raise ConfigError(
+                f"network '{name}' is your own and cannot be shown slices; expected one of "
+                f"{', '.join(PRESETS)}. Leave plan.slices out."
+            )
         facts = dict(zip(FACTS, (spatial_dims, in_channels, out_channels), strict=True))
         return build_own_network(find("networks", name), **facts, **options)
     preset = PRESETS[name]

@@ -16,6 +16,11 @@ from volseg.networks.resnet_unet import PreActivationUnit
 BLOCKS = (ConvStack, ResidualBlock, ResidualStage, SharedBlock, PreActivationUnit)
 
 
+def can_recompute(network: nn.Module) -> bool:
+    """Whether the network has blocks that `recompute_` knows."""
+    return any(isinstance(module, BLOCKS) for module in network.modules())
+
+
 def recompute_(network: nn.Module) -> None:
     """Let the blocks of a network keep their inputs alone for the backward pass.
 
@@ -23,7 +28,7 @@ def recompute_(network: nn.Module) -> None:
     normalisation are updated twice per step, and so follow the data faster.
 
     Args:
-        network: changed in place; weights and their names stay.
+        network: changed in place, also amid a training; weights and their names stay.
     """
     for module in network.modules():
         if isinstance(module, BLOCKS):

@@ -417,6 +417,12 @@ def _explain(
         f"Machine: {machine.device} ({machine.name}, {machine.memory_gb:.0f} GB); about "
         f"{step_seconds:.2g} s a step ({'measured' if machine.is_measured else 'estimated'}).",
     ]
+    finest, own = min(plan.spacing_mm), min(fingerprint.median_spacing_mm)
+    if config.plan.spacing_mm is None and finest > 1.01 * own:
+        lines.append(
+            f"Spacing: coarser than the volumes' {own:.3g} mm, so that a patch shows more of them, "
+            f"and fine enough for structures of {fingerprint.radius_mm:.3g} mm radius."
+        )
     if minutes:
         steps = TRAINING_SHARE * minutes * 60 / step_seconds
         lines.append(f"Time: {minutes:g} minutes, about {steps:.0f} steps.")

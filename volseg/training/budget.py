@@ -1,20 +1,26 @@
 """How long a training is, in steps, and how far it has come.
 
 Learning rate and moving average are functions of `progress`, which runs from 0 to 1. Under
-``--epochs`` the number of steps is known; under ``--minutes`` it follows from the measured speed,
-corrected a few times, most of them early. Corrections change the slope of `progress`, never its
-value, and are kept in the checkpoint.
+``--epochs`` the number of steps is known. Under ``--minutes`` it follows from the speed of the
+first steps and is corrected in the first quarter alone, so that from then on `progress` is a
+function of the step, and a training that was killed ends at the step at which it would have ended.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-CORRECTIONS = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
-"""Progress at which the number of steps left is computed anew from the time left."""
+FIRST_S = 10.0
+FIRST_SHARE = 0.05
+"""The measured speed replaces the planner's after so many seconds of steps, or so large a share of
+the minutes where that is less."""
 FIRST_STEPS = 5
-"""Steps after which the planner's prediction gives way to the measured speed."""
+FIRST_PROGRESS = 0.02
+"""And after so many steps at once where they already seem to be so much of the training."""
+CORRECTIONS = (0.05, 0.1, 0.25)
+"""Progress at which the number of steps left is computed anew from the time left."""
 
 
 class Budget:
@@ -26,16 +32,18 @@ class Budget:
     """
 
     def __init__(self, num_steps: int, minutes: float | None = None) -> None:
-        self.minutes = minutes
-        self.end = max(1, num_steps)
-        self._begin_step, self._begin_s = 0, 0.0
-        self._anchor_step, self._anchor_progress = 0, 0.0
-        self._corrections = 0
+        self.validation_share, self.validation_steps = 1.0, 0.0
+        self._begin(0, 0.0, num_steps, minutes)
 
     @property
     def num_steps(self) -> int:
         """Steps of the training, or of its last extension."""
         return self.end - self._begin_step
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the number of steps will not change any more."""
+        return self.minutes is None or self._corrections > len(CORRECTIONS)
 
     def extend(
         self, step: int, elapsed_s: float, num_steps: int, minutes: float | None = None
@@ -48,29 +56,86 @@ class Budget:
             num_steps: to add, known or predicted.
             minutes: to add; None means that `num_steps` is final.
         """
-        self._begin_step, self._begin_s = step, elapsed_s
-        self.end = step + max(1, num_steps)
+        self._begin(step, elapsed_s, num_steps, minutes)
+
+    def _begin(self, step: int, elapsed_s: float, num_steps: int, minutes: float | None) -> None:
         self.minutes = None if minutes is None else elapsed_s / 60 + minutes
+        # Behind the first step, which is no measure of speed, there must be one that is.
+        self.end = step + max(1 if minutes is None else 2, num_steps)
+        self._begin_step, self._begin_s = step, elapsed_s
         self._anchor_step, self._anchor_progress = step, 0.0
         self._corrections = 0
+        self._slow_steps, self._slow_s = 0, 0.0
+        self._validations, self._validations_s = 0, 0.0
+
+    def expect_validations(self, share: float, steps: float) -> None:
+        """Leave time for validations.
+
+        Args:
+            share: of the training after which there is one each time; the last is at its end.
+            steps: that take as long as one of them, as predicted; 0 if there are none.
+        """
+        self.validation_share, self.validation_steps = share, steps
+
+    def leave_out(self, seconds: float) -> None:
+        """Count a step that took as long as others do not: the first one of a process."""
+        if not self.is_final:
+            self._slow_steps += 1
+            self._slow_s += seconds
+
+    def add_validation(self, seconds: float) -> None:
+        """Count a validation, which is no measure of the steps' speed."""
+        if not self.is_final:
+            self._validations += 1
+            self._validations_s += seconds
 
     def progress(self, step: int) -> float:
         """Share of the training that is done after `step` steps, at most 1."""
         share = (step - self._anchor_step) / max(1, self.end - self._anchor_step)
         return min(1.0, self._anchor_progress + (1 - self._anchor_progress) * share)
 
-    def correct(self, step: int, elapsed_s: float) -> None:
-        """After `step` steps in `elapsed_s`, fit the steps left to the time left, if it is due."""
-        done, spent_s = step - self._begin_step, elapsed_s - self._begin_s
-        if self.minutes is None or done < FIRST_STEPS or step >= self.end:
-            return
-        due = sum(self.progress(step) >= at for at in CORRECTIONS) + 1
-        if due <= self._corrections:
-            return
-        self._anchor_progress, self._anchor_step = self.progress(step), step
-        left_s = self.minutes * 60 - elapsed_s
-        self.end = step + max(1, round(left_s * done / spent_s))
-        self._corrections = due
+    def correct(self, step: int, elapsed_s: float) -> bool:
+        """After `step` steps in `elapsed_s`, fit the steps left to the time left, if it is due.
+
+        The first time replaces what was predicted, as if it had never been; after that the slope
+        of `progress` changes and never its value.
+
+        Returns:
+            Whether it was due.
+        """
+        steps = step - self._begin_step - self._slow_steps
+        spent_s = elapsed_s - self._begin_s - self._slow_s - self._validations_s
+        if self.minutes is None or self.is_final:
+            return False
+        if steps < 1 or not self._is_due(step, steps, spent_s):
+            return False
+        # A clock may be too coarse for a step.
+        step_s = max(spent_s, 1e-3) / steps
+        if self._corrections:
+            self._anchor_progress, self._anchor_step = self.progress(step), step
+        left_s = self.minutes * 60 - elapsed_s - self._predict_validations(step_s)
+        self.end = step + max(1, round(left_s / step_s))
+        self._corrections = 1 + self._count_passed(step)
+        return True
+
+    def _is_due(self, step: int, steps: int, spent_s: float) -> bool:
+        if self._corrections:
+            return self._corrections <= self._count_passed(step) and step < self.end
+        asked_s = (self.minutes or 0) * 60 - self._begin_s
+        is_measured = spent_s >= min(FIRST_S, FIRST_SHARE * asked_s)
+        is_far = steps >= FIRST_STEPS and self.progress(step) >= FIRST_PROGRESS
+        return is_measured or is_far or step >= self.end
+
+    def _count_passed(self, step: int) -> int:
+        return sum(self.progress(step) >= at for at in CORRECTIONS)
+
+    def _predict_validations(self, step_s: float) -> float:
+        """Seconds of the validations to come: as those before, or as predicted."""
+        # The end comes after the last whole share, and validates too.
+        left = max(1, math.ceil(1 / self.validation_share - 1e-6) - self._validations)
+        if self._validations:
+            return left * self._validations_s / self._validations
+        return left * self.validation_steps * step_s
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""

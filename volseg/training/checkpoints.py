@@ -33,11 +33,18 @@ class Counters:
     """In rounds."""
     parts: int = 1
     """In which a batch is computed."""
+    is_recomputing: bool = False
+    """Whether feature maps are computed twice instead of kept."""
+    round_steps: int = 0
+    round_loss: float = 0.0
+    """Steps since the last round, and the sum of their losses."""
     validations_since_best: int = 0
     is_settled: bool = False
     """Whether the training ended before its last step, since no validation got better."""
     extensions: int = 0
     """How often a finished training was given more time or epochs."""
+    job: str = ""
+    """Of torchrun; empty without it."""
 
 
 class Checkpoints:
@@ -107,3 +114,12 @@ class Checkpoints:
         """The network with averaged weights: what validates and predicts."""
         network: nn.Module = self.average.module
         return network
+
+
+def read_job(path: Path) -> str:
+    """`Counters.job` of a checkpoint, which names the job of torchrun that wrote it.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return str(load_weights(path)["counters"].get("job", ""))

@@ -48,6 +48,19 @@ def check_training(plan: Plan, config: Config, classes: Classes) -> None:
         check_pretrained(network, config.network.pretrained, plan.network.name)
 
 
+def check_patience(patience: int | None, num_rounds: int) -> None:
+    """Refuse a patience that would never come to its end.
+
+    Raises:
+        ConfigError: there are not more rounds, each of which can validate once.
+    """
+    if patience is not None and patience >= num_rounds:
+        raise ConfigError(
+            f"training.patience {patience} of a training that can validate {num_rounds} times; "
+            "expected less. Lower it, or leave it out."
+        )
+
+
 def check_network(plan: Plan, classes: Classes) -> SegmentationNetwork:
     """The planned network in eval mode, if it takes the planned patch; volseg's without values.
 

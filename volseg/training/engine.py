@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from volseg.config import OptimizerConfig
+from volseg.data.patches import Batches, refuse_dead_worker
 from volseg.errors import ConfigError, MachineError
 from volseg.losses import MultiLevelLoss
+from volseg.networks.memory import can_recompute, recompute_
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
 from volseg.training.muon import Muon
 from volseg.training.parallel import add_up, count_processes, get_rank, is_first
-from volseg.training.precision import is_out_of_memory
+from volseg.training.precision import CompiledNetwork, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class TrainingEvents(EventEnum):  # type: ignore[misc]  # ignite is not typed fo
 
     ROUND_COMPLETED = "round_completed"
     """A fixed share of the training is done: time for a row of history."""
+    LENGTH_CORRECTED = "length_corrected"
+    """The number of steps has changed, which a resumed training must know."""
 
 
 @dataclass(eq=False)
@@ -82,8 +86,11 @@ def make_learner(
     seed: int,
     precision: torch.dtype = torch.float32,
 ) -> Learner:
-    """Optimiser, loss scaling of float16, and a moving average over a growing horizon."""
-    network.to(device).train()
+    """Optimiser, loss scaling of float16, and a moving average over a growing horizon.
+
+    The modules of `network` stay in the modes in which they are: what is frozen is in eval mode.
+    """
+    network.to(device)
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
     optimizer = make_optimizer(network, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -136,13 +143,12 @@ def create_trainer(learner: Learner) -> Engine:
             group["lr"] = learning_rate(learner.config, progress)
         learner.loss.progress = progress
         loss = compute_gradients(learner, image, target)
-        if not math.isfinite(loss):
-            raise ConfigError(
-                f"the loss became {loss} at step {learner.counters.step}; expected a finite "
-                "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
-            )
+        _check_finite("loss", loss, learner)
         learner.scaler.unscale_(learner.optimizer)
-        nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
+        # Of float16 it may be infinite now and then; the scaler leaves such a step out.
+        if not learner.scaler.is_enabled():
+            _check_finite("gradient", norm.item(), learner)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         learner.average.update_parameters(learner.network)
@@ -155,10 +161,38 @@ def create_trainer(learner: Learner) -> Engine:
     return trainer
 
 
+def _check_finite(what: str, value: float, learner: Learner) -> None:
+    """Refuse a step before it spoils the weights.
+
+    Raises:
+        ConfigError: `value` is not finite.
+    """
+    if not math.isfinite(value):
+        raise ConfigError(
+            f"the {what} became {value} at step {learner.counters.step}; expected a finite "
+            "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
+        )
+
+
+def run_to_end(trainer: Engine, batches: Batches) -> None:
+    """Run until the budget is used up.
+
+    Raises:
+        MachineError: a loader process died, wherever the training was when torch heard of it.
+    """
+    try:
+        # The budget ends the training; ignite only needs a length that is never reached.
+        trainer.run(batches, max_epochs=1, epoch_length=2**62)
+    except RuntimeError as error:
+        refuse_dead_worker(error)
+        raise
+
+
 def compute_gradients(learner: Learner, image: Tensor, target: Tensor) -> float:
     """Forward and backward pass of a batch in ``counters.parts`` parts; returns the mean loss.
 
-    Where memory runs out the batch is computed again in twice as many parts.
+    Where memory runs out the batch is computed again in twice as many parts, and at last with
+    feature maps that are computed twice; where the compiler fails, without it.
 
     Raises:
         MachineError: one sample alone does not fit into memory.
@@ -169,21 +203,54 @@ def compute_gradients(learner: Learner, image: Tensor, target: Tensor) -> float:
         learner.optimizer.zero_grad(set_to_none=True)
         try:
             return _accumulate(learner, image, target)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
+                forward = learner.forward
+                if isinstance(forward, CompiledNetwork) and forward.gives_up(error):
+                    continue
                 raise
-            # Processes that compute in different parts would wait for each other for ever.
-            if learner.counters.parts >= len(image) or count_processes() > 1:
-                raise MachineError(
-                    f"a patch of {list(image.shape[2:])} does not fit into the memory of "
-                    f"{learner.device} in {learner.counters.parts} parts of a batch. Lower "
-                    "plan.patch or plan.width, set training.recompute, or raise training.parts."
-                ) from error
+            if not _can_save_memory(learner, len(image)):
+                raise MachineError(_describe_lack(learner, image)) from error
         # Behind the handler, whose error keeps the feature maps alive.
-        learner.counters.parts *= 2
-        if learner.device.type == "cuda":
-            torch.cuda.empty_cache()
-        logger.warning("out of memory: batches are computed in %d parts", learner.counters.parts)
+        _save_memory(learner, len(image))
+
+
+def _can_save_memory(learner: Learner, batch_size: int) -> bool:
+    # Processes that compute in different ways would wait for each other for ever.
+    if count_processes() > 1:
+        return False
+    return learner.counters.parts < batch_size or _can_recompute(learner)
+
+
+def _can_recompute(learner: Learner) -> bool:
+    return not learner.counters.is_recomputing and can_recompute(learner.network)
+
+
+def _save_memory(learner: Learner, batch_size: int) -> None:
+    counters = learner.counters
+    if counters.parts < batch_size:
+        counters.parts *= 2
+        logger.warning("out of memory: batches are computed in %d parts", counters.parts)
+    else:
+        recompute_(learner.network)
+        counters.is_recomputing = True
+        if isinstance(learner.forward, CompiledNetwork):
+            learner.forward.compile_again()
+        logger.warning("out of memory: feature maps are computed twice instead of kept")
+    if learner.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _describe_lack(learner: Learner, image: Tensor) -> str:
+    parts, cures = min(learner.counters.parts, len(image)), ["lower plan.patch or plan.width"]
+    if parts < len(image):
+        cures.append("raise training.parts")
+    if _can_recompute(learner):
+        cures.append("set training.recompute")
+    return (
+        f"{math.ceil(len(image) / parts)} patches of {list(image.shape[2:])} do not fit into the "
+        f"memory of {learner.device} at once. To go on, {', or '.join(cures)}."
+    )
 
 
 def _accumulate(learner: Learner, image: Tensor, target: Tensor) -> float:
@@ -208,22 +275,28 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         clock["last"] = time.monotonic()
 
     def count(engine: Engine) -> None:
-        before = budget.progress(counters.step)
+        progress, elapsed_s = budget.progress(counters.step), counters.elapsed_s
         counters.step += 1
         now = time.monotonic()
-        counters.elapsed_s += now - clock["last"]
+        elapsed_s += now - clock["last"]
         clock["last"] = now
-        counters.elapsed_s, wants_stop = _agree(counters.elapsed_s, learner.wants_stop)
+        elapsed_s, wants_stop = _agree(elapsed_s, learner.wants_stop)
+        if engine.state.iteration == 1:
+            # What is compiled, tuned and started in it takes no time in any other.
+            budget.leave_out(elapsed_s - counters.elapsed_s)
+        counters.elapsed_s = elapsed_s
         if wants_stop:
             engine.interrupt()
-        after = budget.progress(counters.step)
-        budget.correct(counters.step, counters.elapsed_s)
-        is_done = learner.is_complete
         # A rounding error below a millionth of a round must not delay it by a step.
-        if is_done or math.floor(after * num_rounds + 1e-6) > math.floor(
-            before * num_rounds + 1e-6
-        ):
+        rounds = [
+            math.floor(done * num_rounds + 1e-6)
+            for done in (progress, budget.progress(counters.step))
+        ]
+        is_corrected = budget.correct(counters.step, counters.elapsed_s)
+        if learner.is_complete or rounds[0] < rounds[1]:
             engine.fire_event(TrainingEvents.ROUND_COMPLETED)
+        elif is_corrected:
+            engine.fire_event(TrainingEvents.LENGTH_CORRECTED)
         if learner.is_complete:
             engine.terminate()
 
@@ -241,7 +314,10 @@ def _agree(elapsed_s: float, wants_stop: bool) -> tuple[float, bool]:
 
 
 def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
-    """Write ``checkpoint_last.pt`` every round, every few minutes, and when the engine stops."""
+    """Write ``checkpoint_last.pt`` every round, every few minutes, and when the engine stops.
+
+    And when the length is corrected, so that no kill from then on changes where the training ends.
+    """
     clock = {"saved": time.monotonic()}
 
     if not is_first():
@@ -256,6 +332,7 @@ def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
             save(engine)
 
     trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, save)
+    trainer.add_event_handler(TrainingEvents.LENGTH_CORRECTED, save)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, save_if_due)
     trainer.add_event_handler(Events.INTERRUPT, save)
 

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from volseg.atomic import write_text
+from volseg.training.parallel import is_first
 
 
 class History:
-    """Rows of ``history.jsonl``; on resume, rows after the checkpoint's step are dropped."""
+    """Rows of ``history.jsonl``; on resume, rows after the checkpoint's step are dropped.
+
+    The first of several processes alone writes.
+    """
 
     def __init__(self, path: Path, first_step: int = 0) -> None:
         self.path = path
         self.rows = [row for row in _read(path) if row["step"] <= first_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if is_first():
+            write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row, on disk at once."""

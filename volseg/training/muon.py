@@ -56,14 +56,19 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        moved: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
             if group["momentum"] is not None:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         self._matrix_step(parameter, parameter.grad, group)
-                        # AdamW leaves alone what has no gradient.
-                        parameter.grad = None
+                        moved.append((parameter, parameter.grad))
+        # AdamW leaves alone what has no gradient.
+        for parameter, _ in moved:
+            parameter.grad = None
         super().step()
+        for parameter, gradient in moved:
+            parameter.grad = gradient
         return loss
 
     def _matrix_step(

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from volseg.errors import MachineError
+from volseg.data.patches import is_dead_worker
+from volseg.errors import MachineError, VolsegError
+from volseg.inference.windows import choose_half
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +33,11 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return choose_half()
         return torch.bfloat16 if _has_fast_bfloat16() else torch.float32
     if name == "float16" and device.type != "cuda":
         raise MachineError("training.precision float16 on a CPU; expected float32 or auto.")
-    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if name == "bfloat16" and device.type == "cuda" and choose_half() != torch.bfloat16:
         raise MachineError(
             f"{torch.cuda.get_device_name(device)} has no bfloat16; expected float16 or auto."
         )
@@ -47,29 +50,49 @@ def _has_fast_bfloat16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def compile_network(network: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
-    """The network compiled by torch; as it is from the first call on which that fails.
+class CompiledNetwork:
+    """The network compiled by torch; as it is once that has failed. The weights stay its own."""
 
-    The weights stay those of `network`.
-    """
-    compiled = torch.compile(network)
-    state = {"forward": compiled}
+    def __init__(self, network: Callable[[Tensor], Any]) -> None:
+        self.network = network
+        self._forward = torch.compile(network)
 
-    def forward(image: torch.Tensor) -> Any:
-        try:
-            return state["forward"](image)
-        except Exception as error:
-            if state["forward"] is network or is_out_of_memory(error):
-                raise
-            # What a compiler lacks depends on the machine; the network itself may be fine.
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            logger.warning("torch.compile failed (%s); the training goes on without it", reason)
-            state["forward"] = network
-            return network(image)
+    def compile_again(self) -> None:
+        """After the network was changed."""
+        if self._forward is not self.network:
+            torch.compiler.reset()
+            self._forward = torch.compile(self.network)
 
-    return forward
+    def __call__(self, image: Tensor) -> Any:
+        """Compiled at the first call, and the backward pass at the first of those."""
+        return self._forward(image)
+
+    def gives_up(self, error: Exception) -> bool:
+        """Whether the same is worth another try without the compiler, which is left from now on.
+
+        What a compiler lacks depends on the machine; the network itself may be fine.
+        """
+        is_other = isinstance(error, VolsegError) or is_dead_worker(error)
+        if self._forward is self.network or is_other:
+            return False
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        logger.warning("torch.compile failed (%s); the training goes on without it", reason)
+        self._forward = self.network
+        return True
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+)
+"""What CUDA, the CPU's allocator, cuBLAS, cuDNN and cuDNN from its version 9 on say."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short, on a GPU or on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import Learner, TrainingEvents
 from volseg.training.history import History
 from volseg.training.pace import Pace
-from volseg.training.parallel import agree_on_mean, is_first
+from volseg.training.parallel import agree_on, agree_on_mean, is_first
 from volseg.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -68,19 +69,27 @@ def choose_validation(
 
     As many as `VALIDATION_SHARE` of the time allows `VALIDATIONS` times. Where that is less than
     two, or where all are kept that are given, they validate less often, and at the end of the
-    training at least.
+    training at least. A patience asks for more: five times as many validations as it waits for,
+    and twice as many whatever they cost.
     """
     if not cases:
         return [], 1
     steps = (training.epochs or 0) * training.steps_per_epoch
     total_s = training.minutes * 60 if training.minutes else steps * step_seconds
-    windows = sum(_count_windows(case.label.shape, plan.patch) for case in cases) / len(cases)
-    # Forward is about a third of a training step, which takes a whole batch.
-    case_s = windows * step_seconds / plan.batch_size / 3
+    case_s = predict_steps(cases, plan) / len(cases) * step_seconds
     affordable = VALIDATION_SHARE * total_s / case_s
-    number = len(cases) if keep_all else min(len(cases), max(2, int(affordable / VALIDATIONS)))
-    times = min(VALIDATIONS, max(1, int(affordable / number)))
+    patience = training.patience or 0
+    wanted = max(VALIDATIONS, min(num_rounds, 5 * patience))
+    number = len(cases) if keep_all else min(len(cases), max(2, int(affordable / wanted)))
+    times = min(wanted, max(1, 2 * patience, int(affordable / number)))
     return [cases[i * len(cases) // number] for i in range(number)], math.ceil(num_rounds / times)
+
+
+def predict_steps(cases: Sequence[CachedCase], plan: Plan) -> float:
+    """Training steps that take as long as a validation of `cases`."""
+    windows = sum(_count_windows(case.label.shape, plan.patch) for case in cases)
+    # Forward is about a third of a training step, which takes a whole batch.
+    return windows / plan.batch_size / 3
 
 
 def _count_windows(shape: Sequence[int], window: Sequence[int]) -> int:
@@ -101,17 +110,17 @@ def attach_rounds(
     num_rounds: int,
     patience: int | None = None,
 ) -> None:
-    """Each round: a row of history; every few rounds and at the end: validation.
+    """Each round: a row of history; every few rounds and at the end: validation, and a picture.
 
     The checkpoint with the best validation Dice so far is kept. After `patience` validations
     without a better one the training is complete.
     """
-    losses: list[float] = []
     counters, budget = learner.counters, learner.budget
     validate_every = counters.validate_every
 
     def remember(engine: Engine) -> None:
-        losses.append(engine.state.output)
+        counters.round_loss += engine.state.output
+        counters.round_steps += 1
 
     def finish_round(engine: Engine) -> None:
         progress = budget.progress(counters.step)
@@ -120,17 +129,21 @@ def attach_rounds(
             **({"extension": counters.extensions} if counters.extensions else {}),
             "minutes": round(counters.elapsed_s / 60, 3),
             "progress": round(progress, 4),
-            "loss": agree_on_mean(sum(losses) / len(losses)),
+            "loss": agree_on_mean(counters.round_loss / counters.round_steps),
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
             **pace.end_round(),
         }
-        losses.clear()
-        if progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0:
+        counters.round_steps, counters.round_loss = 0, 0.0
+        is_due = progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0
+        if is_due:
+            start = time.monotonic()
             row |= validator.measure(checkpoints.averaged_network)
+            budget.add_validation(agree_on(time.monotonic() - start))
         if is_first():
             history.append(row)
-            draw_progress(history.path.with_name("progress.png"), history.rows)
             _log_row(row, budget.end)
+        if is_due:
+            _draw(history)
         dice = row.get("val_dice")
         if dice is None:
             return
@@ -146,6 +159,13 @@ def attach_rounds(
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
     trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, finish_round)
+    trainer.add_event_handler(Events.INTERRUPT, lambda: _draw(history))
+
+
+def _draw(history: History) -> None:
+    """Not every round, since it takes as long as many steps of a small training."""
+    if is_first() and history.rows:
+        draw_progress(history.path.with_name("progress.png"), history.rows)
 
 
 def _log_row(row: dict[str, Any], total_steps: int) -> None:

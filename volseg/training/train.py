@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,43 +15,31 @@ from volseg.allocation import keep_freed_memory
 from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
-from volseg.data.cases import Dataset
-from volseg.data.layouts import find_dataset
 from volseg.data.patches import Batches, PatchDataset, make_loader
-from volseg.data.splits import Split, write_splits
+from volseg.data.splits import Split
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
 from volseg.networks import ResNetUNet, inside_slices
 from volseg.networks.memory import recompute_
-from volseg.planning import Fingerprint, Machine, Plan, find_contradiction, write_plan
-from volseg.planning.architectures import choose_supervision
-from volseg.planning.cost import compute_cost
+from volseg.planning import Fingerprint
 from volseg.progress import show_progress
-from volseg.run_folder import (
-    LAST,
-    RunFolder,
-    extend_fold,
-    open_fold,
-    open_run,
-    open_splits,
-    select_cases,
-)
+from volseg.run_folder import LAST, extend_fold, name_config_before, open_fold, select_cases
 from volseg.training.budget import Budget
-from volseg.training.checkpoints import Checkpoints
-from volseg.training.checks import check_network, check_training
+from volseg.training.checkpoints import Checkpoints, read_job
+from volseg.training.checks import check_patience
 from volseg.training.engine import (
     Learner,
     attach_checkpoints,
     attach_counting,
     create_trainer,
     make_learner,
+    run_to_end,
     stop_on_interrupt,
 )
 from volseg.training.extension import check_finished, extend
-from volseg.training.history import History, read_step_seconds
+from volseg.training.history import History
 from volseg.training.loggers import check_loggers, open_loggers
 from volseg.training.loss import make_loss
-from volseg.training.machine import measure_machine
 from volseg.training.pace import Pace
 from volseg.training.parallel import (
     agree_on,
@@ -60,33 +48,25 @@ from volseg.training.parallel import (
     first_then_others,
     get_rank,
     is_first,
-    is_restart,
     join,
+    name_job,
     share_gradients,
 )
-from volseg.training.precision import choose_precision, compile_network
-from volseg.training.rounds import Validator, attach_bar, attach_rounds, choose_validation
-from volseg.training.transfer import adapt_plan, freeze, transfer_weights
+from volseg.training.precision import CompiledNetwork, choose_precision
+from volseg.training.rounds import (
+    Validator,
+    attach_bar,
+    attach_rounds,
+    choose_validation,
+    predict_steps,
+)
+from volseg.training.setting import Setting, prepare_training
+from volseg.training.transfer import freeze, transfer_weights
 
 logger = logging.getLogger(__name__)
 
 ROUNDS_BY_TIME = 25
 """Rows of history of a training whose length is given in minutes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What all folds of a run share."""
-
-    run: RunFolder
-    dataset: Dataset
-    plan: Plan
-    splits: Sequence[Split]
-    config: Config
-    step_seconds: float
-    device: torch.device
-    extends: bool = False
-    """Whether finished folds are given the length that `config` says."""
 
 
 def train(
@@ -120,30 +100,51 @@ def train(
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
-    if is_restart() and any(Path(output).glob(f"fold_*/{LAST}")):
-        # torchrun repeats the command, whose options are in the folder by now.
-        resume, config, minutes, epochs = True, None, None, None
+    job = name_job(config, minutes, epochs, resume)
     extends = resume and (minutes is not None or epochs is not None)
     if resume:
         config = resumed_config(Path(output), config or Config())
     config = with_length(config or Config(), minutes, epochs)
     check_loggers(config.training.log)
+    if not resume:
+        check_patience(config.training.patience, config.training.epochs or ROUNDS_BY_TIME)
     keep_freed_memory()
     with join(choose_device(device)) as own:
         prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
         setting = first_then_others(prepare)
         step_seconds = agree_on(setting.step_seconds)
-        setting = replace(setting, step_seconds=step_seconds, extends=extends)
+        setting = replace(setting, step_seconds=step_seconds, job=job)
         check_batch(setting.plan.batch_size)
-        folds = choose_folds(fold, len(setting.splits))
-        if extends:
-            check_finished(setting.run, folds)
-        for number in folds:
-            has_begun = (setting.run.fold(number) / LAST).exists()
-            goes_on = resume and (has_begun or fold != "all")
-            if not train_fold(setting, number, goes_on):
-                break
+        train_folds(setting, fold, resume, extends)
     return setting.run.path
+
+
+def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) -> None:
+    """Train one fold, or all in turn until one is interrupted.
+
+    Raises:
+        ConfigError: no such fold, or an extension of one that has not come to its end.
+    """
+    folds = choose_folds(fold, len(setting.splits))
+    restarted = {number for number in folds if is_restarted(setting, number)}
+    if extends:
+        check_finished(setting.run, [number for number in folds if number not in restarted])
+    for number in folds:
+        is_begun = agree_on((setting.run.fold(number) / LAST).exists())
+        goes_on = number in restarted or (resume and bool(is_begun or fold != "all"))
+        now_extends = extends and number not in restarted
+        if not train_fold(replace(setting, extends=now_extends), number, goes_on):
+            break
+
+
+def is_restarted(setting: Setting, fold: int) -> bool:
+    """Whether this very command trained the fold before torchrun started it again.
+
+    The fold then goes on from its checkpoint, whatever the options say, which are in it by now.
+    """
+    path = setting.run.fold(fold) / LAST
+    is_ours = is_first() and bool(setting.job) and path.exists() and read_job(path) == setting.job
+    return bool(agree_on(float(is_ours)))
 
 
 def resumed_config(output: Path, config: Config) -> Config:
@@ -159,7 +160,11 @@ def resumed_config(output: Path, config: Config) -> Config:
             "the folder of the fold."
         )
     begun = sorted(output.glob("fold_*/config.yaml"))
-    return Config.read_yaml(begun[0]) if begun else config
+    if not begun:
+        return config
+    # An extension is a fold's own; the others are as long as that one was at first.
+    first = begun[0].with_name(name_config_before(1))
+    return Config.read_yaml(first if first.exists() else begun[0])
 
 
 def choose_folds(fold: int | str, num_folds: int) -> list[int]:
@@ -175,90 +180,6 @@ def choose_folds(fold: int | str, num_folds: int) -> list[int]:
     return [int(fold)]
 
 
-def prepare_training(
-    path: Path, output: Path, config: Config, device: torch.device, resume: bool = False
-) -> Setting:
-    """Find the cases, open the run, plan or take up the plan, split."""
-    choose_supervision(config.network.name, config.network.deep_supervision)
-    dataset = find_dataset(path, config.data.optional_channels).with_labels(config.data)
-    for kept, other in dataset.classes.find_merged():
-        logger.warning(
-            "classes %s and %s are in the same regions: predictions will say %s for both",
-            kept,
-            other,
-            kept,
-        )
-    precision = choose_precision(config.training.precision, device)
-    run = open_run(output, dataset)
-    splits = open_splits(run, dataset, config)
-    measure = partial(measure_machine, device, precision=precision)
-    if run.plan.exists():
-        plan = _read_plan(run, dataset, config, resume)
-        step_seconds = _find_speed(run) if resume else None
-        if step_seconds is None:
-            step_seconds = _predict_speed(plan, measure(plan.network_dims), dataset)
-    else:
-        check = partial(check_training, config=config, classes=dataset.classes)
-        adapt = partial(_adapt, config=config)
-        planned = write_plan(run, dataset, config, measure, check, adapt)
-        plan = planned.plan
-        step_seconds = _predict_speed(plan, planned.machine, dataset)
-    if not run.splits.exists():
-        write_splits(run.splits, splits)
-    return Setting(run, dataset, plan, splits, config, step_seconds, device)
-
-
-def _find_speed(run: RunFolder) -> float | None:
-    """Seconds per step of any fold that has begun; None if none says."""
-    found = (read_step_seconds(path) for path in run.path.glob("fold_*/history.jsonl"))
-    return next((seconds for seconds in found if seconds), None)
-
-
-def _predict_speed(plan: Plan, machine: Machine, dataset: Dataset) -> float:
-    """Seconds per step, by the planned work and the speed of the machine."""
-    num_channels, num_outputs = len(dataset.channels), dataset.classes.num_outputs
-    cost = compute_cost(plan.network, plan.patch, num_channels, num_outputs)
-    return cost.step_seconds(machine, plan.batch_size // count_processes() or 1)
-
-
-def _adapt(plan: Plan, config: Config) -> Plan:
-    """The plan with what another model brings along, and a batch for all processes."""
-    if config.training.start_from is not None:
-        plan = adapt_plan(plan, Path(config.training.start_from))
-    if config.plan.batch_size is None:
-        plan = plan.model_copy(update={"batch_size": plan.batch_size * count_processes()})
-    return plan
-
-
-def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -> Plan:
-    plan = Plan.read_yaml(run.plan)
-    if plan.channel_names != dataset.channels:
-        raise ConfigError(
-            f"{run.plan}: channels {plan.channel_names}; expected {dataset.channels}, those of "
-            f"{dataset.root}."
-        )
-    optional = {plan.channel_names[number] for number in plan.optional_channels}
-    if optional != set(dataset.optional_channels):
-        raise ConfigError(
-            f"{run.plan}: optional channels {sorted(optional)}; expected "
-            f"{sorted(dataset.optional_channels)}, those of the dataset. Correct the plan."
-        )
-    # A resumed training has the plan in its checkpoint.
-    if not resume and (contradiction := find_contradiction(plan, config)):
-        raise ConfigError(
-            f"{run.plan} is there and the configuration contradicts its {contradiction}. Edit "
-            "that file, or choose another folder to plan again."
-        )
-    try:
-        check_network(plan, dataset.classes)
-    except ConfigError as error:
-        raise ConfigError(f"{run.plan}: {error}") from error
-    if not resume:
-        check_training(plan, config, dataset.classes)
-    logger.info("plan: using %s", run.plan)
-    return plan
-
-
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     """Train one fold from its split to its last checkpoint; False if it was interrupted."""
     folder = setting.run.fold(fold)
@@ -267,11 +188,8 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
         partial(_open_cases, setting, setting.splits[fold])
     )
     learner = _make_learner(setting, config, fold, resume)
-    parts = _resumable_parts(learner)
-    checkpoints = Checkpoints(folder, setting.plan, learner.average, parts, learner.counters)
-    if resume:
-        checkpoints.restore(setting.device)
-        logger.info("resuming fold %d at step %d", fold, learner.counters.step)
+    checkpoints = _open_checkpoints(setting, config, fold, learner, resume)
+    learner.counters.job = setting.job
     if setting.extends:
         config = _extend_fold(setting, config, fold, learner)
     if learner.is_complete:
@@ -297,11 +215,26 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
         open_loggers(trainer, config, history),
     ):
         attach_bar(trainer, learner, history, update)
-        # The budget ends the training; ignite only needs a length that is never reached.
-        trainer.run(loader, max_epochs=1, epoch_length=2**62)
+        run_to_end(trainer, loader)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
     logger.info("fold %d: %d steps in %.1f minutes (%s) -> %s", fold, step, minutes, pace, folder)
     return learner.is_complete
+
+
+def _open_checkpoints(
+    setting: Setting, config: Config, fold: int, learner: Learner, resume: bool
+) -> Checkpoints:
+    """Where the training is kept, and goes on from if it is resumed."""
+    counters, parts = learner.counters, _resumable_parts(learner)
+    folder = setting.run.fold(fold)
+    checkpoints = Checkpoints(folder, setting.plan, learner.average, parts, counters)
+    if resume:
+        checkpoints.restore(setting.device)
+        logger.info("resuming fold %d at step %d", fold, counters.step)
+    if config.training.recompute or counters.is_recomputing:
+        recompute_(learner.network)
+        counters.is_recomputing = True
+    return checkpoints
 
 
 def _announce(pace: Pace, setting: Setting) -> None:
@@ -348,6 +281,8 @@ def _make_validator(
     kept = [case for case in cases if case.case_id in counters.validation]
     if setting.extends:
         _, counters.validate_every = choose(kept, keep_all=True)
+    share = counters.validate_every / rounds
+    learner.budget.expect_validations(share, predict_steps(kept, plan))
     return Validator(kept, plan, setting.dataset.classes, setting.device)
 
 
@@ -356,12 +291,17 @@ def _make_loader(
 ) -> Batches:
     plan = setting.plan
     classes, optional = setting.dataset.classes, plan.optional_channels
+    slice_axis = plan.network.slice_axis
+    augment = Augmentation(config.augmentation, plan.spacing_mm, classes, optional, slice_axis)
+    if config.augmentation.flip:
+        logger.info("mirroring: %s", augment.mirroring.describe(classes.names))
     patches = PatchDataset(
         cases,
         plan.patch,
         batch_size=plan.batch_size,
         foreground=config.training.foreground,
-        augment=Augmentation(config.augmentation, plan.spacing_mm, classes, optional),
+        augment=augment,
+        classes=classes.shown,
         seed=config.training.seed,
     )
     workers = _num_workers(config, setting.device)
@@ -411,8 +351,6 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
         setting.dataset.classes,
         setting.plan.spacing_mm,
     )
-    if training.recompute:
-        recompute_(network)
     precision = choose_precision(training.precision, setting.device)
     learner = make_learner(
         network, loss, setting.device, budget, config.optimizer, training.seed, precision
@@ -421,7 +359,7 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     learner.forward = share_gradients(network, setting.device)
     is_gpu = setting.device.type == "cuda"
     if is_gpu if training.compile is None else training.compile:
-        learner.forward = compile_network(learner.forward)
+        learner.forward = CompiledNetwork(learner.forward)
     return learner
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from volseg.config import PlanConfig
 from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.inference.model import ModelFacts, find_weights, read_facts
@@ -53,13 +54,20 @@ class TransferReport:
         return f"weights from {self.source}: {'; '.join(parts)}"
 
 
-def adapt_plan(plan: Plan, source: Path) -> Plan:
+def adapt_plan(plan: Plan, source: Path, fixed: PlanConfig | None = None) -> Plan:
     """What was planned for a dataset, with network, patch and spacing of the model `source`.
 
     Channels that both have keep the other model's normalisation.
 
+    Args:
+        plan: what was planned, with the values that the user fixed.
+        source: a run folder or bundle.
+        fixed: which values those are. What the weights do not depend on is kept: spacing, patch,
+            batch and normalisation.
+
     Raises:
-        ConfigError: `source` is no model, or for another number of spatial axes.
+        ConfigError: `source` is no model, or for another number of spatial axes, or cannot have the
+            fixed values.
     """
     other = read_facts(source).plan
     if other.spatial_dims != plan.spatial_dims:
@@ -67,12 +75,17 @@ def adapt_plan(plan: Plan, source: Path) -> Plan:
             f"{source} is a model of {other.spatial_dims}D images; expected one of "
             f"{plan.spatial_dims}D, as the dataset."
         )
+    said = set() if fixed is None else set(fixed.model_dump(exclude_none=True))
     known = {channel.channel: channel for channel in other.normalisation}
+    if "normalisation" in said:
+        known = {}
     normalisation = tuple(
         known.get(c.channel, c).model_copy(update={"optional": c.optional})
         for c in plan.normalisation
     )
-    return other.model_copy(update={"normalisation": normalisation})
+    kept = {key: getattr(plan, key) for key in said & {"spacing_mm", "patch", "batch_size"}}
+    adapted = other.model_copy(update={"normalisation": normalisation, **kept})
+    return Plan.parse(adapted.model_dump(mode="json"), f"plan of {source} with your values")
 
 
 def transfer_weights(
@@ -186,10 +199,11 @@ def _copy_by_name(
 
 
 def freeze(network: nn.Module, parts: Sequence[str]) -> None:
-    """Keep the weights of some parts as they are.
+    """Keep some parts as they are: weights, and running statistics of their normalisation.
 
     Args:
-        network: its parameters no longer need a gradient where they are frozen.
+        network: in training mode. Where it is frozen its parameters no longer need a gradient, and
+            norms that have running statistics use those and leave them, in eval mode.
         parts: names, or beginnings of names, of modules or parameters, as in ``encoder``.
 
     Raises:
@@ -209,5 +223,9 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
             )
         for parameter in found:
             parameter.requires_grad_(False)
+        for name, module in network.named_modules():
+            is_inside = name == part or name.startswith(f"{part}.")
+            if is_inside and getattr(module, "running_mean", None) is not None:
+                module.eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(f"optimizer.freeze {list(parts)} leaves nothing to train. Shorten it.")

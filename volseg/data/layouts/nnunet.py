@@ -98,10 +98,15 @@ def _parse_labels(labels: Any, source: Path) -> Classes:
         raise DataError(f"{source}: a label value is not an integer. Correct it.") from error
     # nnU-Net's word for voxels that nobody has labelled.
     ignored = members.pop("ignore", None)
+    if ignored is not None and len(ignored) != 1:
+        raise DataError(
+            f"{source}: 'ignore' has the values {ignored}; expected one. Give all such voxels the "
+            "same."
+        )
     for name, values in sorted(members.items(), key=lambda item: len(item[1])):
         for value in values:
             names.setdefault(value, name if len(values) == 1 else f"label_{value}")
-    regions = {name: values for name, values in members.items() if name != "background"}
+    regions = {name: values for name, values in members.items() if name.lower() != "background"}
     if all(len(values) == 1 for values in regions.values()):
         regions = {}
     return make_classes(names, source, regions, ignored[0] if ignored else None)

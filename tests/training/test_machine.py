@@ -1,0 +1,21 @@
+"""How fast the machine trains, measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from volseg.training.machine import measure_machine
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_measured_machine_predicts_steps(
+    spatial_dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volseg.training.machine._PROBE_PATCH", {2: (64, 64), 3: (16, 16, 16)})
+    machine = measure_machine(torch.device("cpu"), spatial_dims)
+    assert machine.is_measured
+    assert machine.device == "cpu"
+    assert machine.seconds_per_gflop > 0
+    assert machine.seconds_per_mvoxel > 0
+    assert machine.memory_gb > 0.5
