@@ -50,3 +50,24 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
         nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise ConfigError(f"{what} {value!r}; expected one of {', '.join(choices)}.{hint}")
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+)
+"""What CUDA, the CPU's allocator, cuBLAS, cuDNN and cuDNN from its version 9 on say."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, on a GPU or on a CPU."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return said or isinstance(error, MemoryError)
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether torch says that a loader process died, which it does anywhere in the main thread."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)

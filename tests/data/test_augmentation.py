@@ -247,6 +247,10 @@ def test_slices_are_not_resampled_across() -> None:
             assert matrix[axis].tolist() == matrix[:, axis].tolist() == np.eye(3)[axis].tolist()
             assert abs(matrix - np.eye(3)).max() > 1e-3
         assert augment.fine_axes == tuple(i for i in range(3) if i != axis)
+    # In a plane that is coarse along one axis, nothing is turned.
+    augment = Augmentation(config, (0.7, 2.2, 6.0), CLASSES, slice_axis=2)
+    assert augment.angles == [0, 0, 0]
+    assert augment.fine_axes == (0,)
 
 
 def test_patch_that_cannot_be_changed_names_its_case() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -89,6 +90,11 @@ def test_files_do_not_stay_open_beyond_a_number(tmp_path: Path) -> None:
         assert place.map().tolist() == place.map().tolist() == array.tolist()
         assert not place.map().flags.writeable
     assert len(list(files.iterdir())) <= before + OPEN_FILES
+    # Another file of the same name is another array.
+    array = np.arange(5)[::-1]
+    np.save(tmp_path / "0.npy", array)
+    os.utime(tmp_path / "0.npy", ns=(1, 1))
+    assert PlaceInFile(tmp_path / "0.npy").map().tolist() == array.tolist()
     large = np.zeros(SMALL_BYTES, np.uint8)
     np.save(tmp_path / "large.npy", large)
     between = len(list(files.iterdir()))

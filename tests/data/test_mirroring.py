@@ -25,6 +25,8 @@ KIDNEYS = Classes(names=("background", "kidney_right", "kidney_left", "spine"), 
         (("left lung L", "right lung R"), [(0, 1)], []),
         (("left to right shunt", "heart"), [], [0]),
         (("left lung", "right lung", "lung left"), [(0, 1)], [2]),
+        (("печень left", "почка right"), [], [0, 1]),
+        (("почка left", "почка right"), [(0, 1)], []),
     ],
 )
 def test_sides_follow_from_the_names(names, pairs, single):
@@ -114,4 +116,8 @@ def test_mirroring_says_what_it_does():
     assert plan_mirroring(KIDNEYS, 3).describe(KIDNEYS.names) == (
         "right-left, posterior-anterior, inferior-superior; kidney_right and kidney_left change "
         "places with left and right"
+    )
+    single = Classes(names=("background", "left atrium"), values=(0, 1))
+    assert plan_mirroring(single, 3).describe(single.names) == (
+        "posterior-anterior, inferior-superior; left and right stay"
     )

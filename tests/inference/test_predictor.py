@@ -138,6 +138,7 @@ def test_windows_on_a_gpu_have_the_range_of_float32_where_it_can(
         "is_bf16_supported",
         lambda including_emulation=True: has_bfloat16 or including_emulation,
     )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     image = torch.zeros(1, 4, 4, 4)
     for device in ("cuda", "cpu"):
         predict_scores([nn.Identity()], image, (4, 4, 4), torch.device(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -212,6 +213,20 @@ def check_fall_back(reason: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_near(gradients(learner), gradients(usual))
 
 
+def test_one_of_several_processes_does_not_go_on_without_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda network: fail)
+    monkeypatch.setattr("volseg.training.precision.count_processes", lambda: 2)
+    learner = make()
+    learner.forward = CompiledNetwork(learner.network)
+    with pytest.raises(MachineError, match=r"one of several processes .*compile=false"):
+        compute_gradients(learner, *make_batch())
+
+
 def test_error_of_the_network_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     learner = make()
@@ -266,9 +281,11 @@ def test_gpu_that_would_emulate_bfloat16_takes_float16(
     def is_supported(including_emulation: bool = True) -> bool:
         return has_bfloat16 or including_emulation
 
+    asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(asked.append(device)))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Turing")
-    gpu = torch.device("cuda")
+    gpu = torch.device("cuda:1")
     if has_bfloat16:
         assert choose_precision("auto", gpu) == torch.bfloat16
         assert choose_precision("bfloat16", gpu) == torch.bfloat16
@@ -276,6 +293,8 @@ def test_gpu_that_would_emulate_bfloat16_takes_float16(
         assert choose_precision("auto", gpu) == torch.float16
         with pytest.raises(MachineError, match="Turing has no bfloat16"):
             choose_precision("bfloat16", gpu)
+    # Not whatever GPU is the current one.
+    assert set(asked) == {gpu}
 
 
 @pytest.mark.parametrize("amx", [False, True])

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from volseg.cli.app import app
-from volseg.errors import VolsegError
+from volseg.errors import VolsegError, is_out_of_memory
 
 
 class _Terminal(logging.Handler):
@@ -60,7 +60,7 @@ def _report(error: Exception, is_debugging: bool) -> int:
     if isinstance(error, VolsegError):
         typer.secho(f"error: {message}", err=True, fg="red")
         return error.exit_code
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         typer.secho(
             f"error: out of memory ({message[:200]}). Use a smaller plan.patch or "
             "plan.batch_size, or another --device.",
@@ -75,10 +75,3 @@ def _report(error: Exception, is_debugging: bool) -> int:
         fg="red",
     )
     return 1
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also without importing torch: its class is called OutOfMemoryError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

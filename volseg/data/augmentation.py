@@ -27,7 +27,7 @@ from volseg.data.cases import Classes
 from volseg.data.dropping import choose_dropped
 from volseg.data.mirroring import plan_mirroring
 from volseg.data.spatial import Matrix, resample, rotation_matrix
-from volseg.errors import DataError
+from volseg.errors import DataError, is_dead_worker, is_out_of_memory
 
 COARSE_AXIS = 2.0
 """An axis whose spacing is this many times the finest is not rotated into the others."""
@@ -109,9 +109,8 @@ class Augmentation:
     ) -> None:
         self.config, self.spatial_dims = config, len(spacing_mm)
         self.optional_channels, self.slice_axis = tuple(optional_channels), slice_axis
-        is_coarse = find_coarse(spacing_mm)
-        if slice_axis is not None:
-            is_coarse = [axis == slice_axis for axis in range(len(spacing_mm))]
+        coarse_axes = enumerate(find_coarse(spacing_mm))
+        is_coarse = [coarse or axis == slice_axis for axis, coarse in coarse_axes]
         self.angles = rotation_range(config.rotate_degrees, is_coarse)
         self.fine_axes = tuple(axis for axis, coarse in enumerate(is_coarse) if not coarse)
         self.mirroring = plan_mirroring(classes, self.spatial_dims)
@@ -178,9 +177,9 @@ class Augmentation:
         for cut, image, label in zip(cuts, images, labels, strict=True):
             try:
                 self._change(cut, image, label)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # Whatever it is, the case must be known.
+                if is_out_of_memory(error) or is_dead_worker(error):
+                    raise
                 raise DataError(
                     f"case {cut.case_id}: its patch could not be changed "
                     f"({type(error).__name__}: {error}). --debug shows where."

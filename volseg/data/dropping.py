@@ -19,7 +19,7 @@ def choose_dropped(
     The same for the same seed, and for a channel whatever the others are, but where all would be
     dropped.
     """
-    # The second value tells this draw from that of mirroring, which has the same seed.
+    # The second value tells this draw from that of the noise, which has the same seed.
     chances = np.random.default_rng((seed, 2)).random(len(optional))
     drawn = {c: chance for c, chance in zip(optional, chances, strict=True) if c in present}
     dropped = [channel for channel, chance in drawn.items() if chance < probability]

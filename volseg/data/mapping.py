@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-OPEN_FILES = 256
-"""Most that stay mapped; systems often allow a process a thousand."""
+OPEN_FILES = 64
+"""Most that stay mapped, and open; some systems allow a process 256."""
 SMALL_BYTES = 2**22
 """Larger files are let go at once: patches of them take longer, and they would add up."""
 
@@ -33,6 +33,7 @@ class PlaceInFile:
         """
         array: Any = np.load(path, mmap_mode="r")
         self.path, self.offset = str(path), array.offset
+        self.stamp = path.stat().st_mtime_ns
         self.dtype, self.shape = array.dtype, array.shape
 
     def map(self) -> NDArray[Any]:
@@ -43,11 +44,12 @@ class PlaceInFile:
             ValueError, TypeError: it has become shorter.
         """
         is_small = self.dtype.itemsize * math.prod(self.shape) < SMALL_BYTES
-        content = _keep_mapped(self.path) if is_small else _map(self.path)
+        content = (_keep_mapped if is_small else _map)(self.path, self.stamp)
         return np.ndarray(self.shape, self.dtype, content, self.offset)
 
 
-def _map(path: str) -> mmap.mmap:
+def _map(path: str, stamp: int) -> mmap.mmap:
+    """The file; `stamp` is its time, since another one may come to have its name."""
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -28,7 +28,7 @@ _SIDES = {
 }
 
 
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|\d+")
 """Of a name, whether its words are parted by marks or by capitals."""
 
 
@@ -55,6 +55,8 @@ class Mirroring:
         ]
         axes = "right-left, posterior-anterior, inferior-superior".split(", ")
         what = ", ".join(axes[axis] for axis in self.axes) or "no axis"
+        if 0 not in self.axes:
+            return f"{what}; left and right stay"
         return f"{what}; {', '.join(pairs) or 'no classes'} change places with left and right"
 
     def apply(self, image: Tensor, label: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:

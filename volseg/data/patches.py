@@ -22,7 +22,7 @@ from volseg.data.augmentation import Augmentation, Cut
 from volseg.data.cache import CachedCase
 from volseg.data.foreground import choose_shares
 from volseg.data.spatial import find_region, keep_inside
-from volseg.errors import ConfigError, DataError, MachineError
+from volseg.errors import ConfigError, DataError, MachineError, is_dead_worker, is_out_of_memory
 
 
 class PatchDataset(Dataset[Cut]):
@@ -74,6 +74,8 @@ class PatchDataset(Dataset[Cut]):
         try:
             return self._cut(index, centred, rng)
         except Exception as error:  # Whatever it is, the case must be known.
+            if is_out_of_memory(error):
+                raise
             raise DataError(
                 f"case {case.case_id}: no patch could be cut from {case.folder} "
                 f"({type(error).__name__}: {error}). Remove that folder to prepare the case anew."
@@ -211,11 +213,6 @@ class Batches:
         except RuntimeError as error:
             refuse_dead_worker(error)
             raise
-
-
-def is_dead_worker(error: BaseException) -> bool:
-    """Whether torch says that a loader process died, which it does anywhere in the main thread."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def refuse_dead_worker(error: BaseException) -> None:

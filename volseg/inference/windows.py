@@ -99,13 +99,14 @@ def list_mirrorings(mirroring: Mirroring, window: Sequence[int]) -> list[tuple[i
     return list(itertools.chain.from_iterable(sets))
 
 
-def choose_half() -> torch.dtype:
+def choose_half(device: torch.device) -> torch.dtype:
     """16 bits for the arithmetic of a GPU: with the range of float32 where it has them.
 
     What a network computes in bfloat16 may be too large for float16. GPUs that would only emulate
     bfloat16 do not have it.
     """
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.cuda.device(device):
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
@@ -117,7 +118,7 @@ def _predict(
     mirroring: Mirroring | None,
 ) -> Tensor:
     is_gpu = device.type == "cuda"
-    precision = choose_half() if is_gpu else torch.float32
+    precision = choose_half(device) if is_gpu else torch.float32
 
     def run(batch: Tensor) -> Tensor:
         with torch.autocast(device.type, precision, enabled=is_gpu):

@@ -1,6 +1,6 @@
 """From a dataset to a plan: measure the cases once, then choose spacing, patch and network.
 
-Numpy only, so that ``volseg plan`` answers at once.
+Numpy and scipy only, so that ``volseg plan`` answers at once.
 """
 
 from volseg.planning.fingerprint import Fingerprint, compute_fingerprint

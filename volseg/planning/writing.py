@@ -64,7 +64,12 @@ def write_plan(
     machine = measure(2 if config.plan.slices else fingerprint.spatial_dims)
     planned = make_plan(fingerprint, machine, config, dataset.classes.num_outputs)
     if adapt is not None:
-        planned = replace(planned, plan=adapt(planned.plan))
+        adapted = adapt(planned.plan)
+        same = ("spacing_mm", "patch", "network")
+        if any(getattr(adapted, key) != getattr(planned.plan, key) for key in same):
+            reasons = ("Spacing, patch and network are those of the model that it starts from.",)
+            planned = replace(planned, reasons=reasons)
+        planned = replace(planned, plan=adapted)
     if check is not None:
         check(planned.plan)
     planned.plan.write_yaml(run.plan, planned.reasons)

@@ -41,6 +41,11 @@ class Budget:
         return self.end - self._begin_step
 
     @property
+    def is_guess(self) -> bool:
+        """Whether no speed was measured yet, so that `progress` may fall back."""
+        return self.minutes is not None and not self._corrections
+
+    @property
     def is_final(self) -> bool:
         """Whether the number of steps will not change any more."""
         return self.minutes is None or self._corrections > len(CORRECTIONS)

@@ -52,12 +52,13 @@ def check_patience(patience: int | None, num_rounds: int) -> None:
     """Refuse a patience that would never come to its end.
 
     Raises:
-        ConfigError: there are not more rounds, each of which can validate once.
+        ConfigError: there are too few rounds, each of which can validate once, the first of them
+            never worse than before.
     """
-    if patience is not None and patience >= num_rounds:
+    if patience is not None and patience + 1 >= num_rounds:
         raise ConfigError(
             f"training.patience {patience} of a training that can validate {num_rounds} times; "
-            "expected less. Lower it, or leave it out."
+            f"expected less than {num_rounds - 1}. Lower it, or leave it out."
         )
 
 

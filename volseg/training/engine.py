@@ -19,14 +19,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from volseg.config import OptimizerConfig
 from volseg.data.patches import Batches, refuse_dead_worker
-from volseg.errors import ConfigError, MachineError
+from volseg.errors import ConfigError, MachineError, is_out_of_memory
 from volseg.losses import MultiLevelLoss
 from volseg.networks.memory import can_recompute, recompute_
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
 from volseg.training.muon import Muon
 from volseg.training.parallel import add_up, count_processes, get_rank, is_first
-from volseg.training.precision import CompiledNetwork, is_out_of_memory
+from volseg.training.precision import CompiledNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -292,8 +292,10 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
             math.floor(done * num_rounds + 1e-6)
             for done in (progress, budget.progress(counters.step))
         ]
+        # Progress that follows a guess may fall back.
+        is_round = rounds[0] < rounds[1] and not budget.is_guess
         is_corrected = budget.correct(counters.step, counters.elapsed_s)
-        if learner.is_complete or rounds[0] < rounds[1]:
+        if learner.is_complete or is_round:
             engine.fire_event(TrainingEvents.ROUND_COMPLETED)
         elif is_corrected:
             engine.fire_event(TrainingEvents.LENGTH_CORRECTED)

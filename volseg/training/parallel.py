@@ -157,8 +157,8 @@ def name_job(*request: object) -> str:
 def first_then_others(make: Callable[[], Result]) -> Result:
     """Call `make` in the first process, and in the others when that is done.
 
-    The others find what the first one has written, however long it takes. If it fails it ends, and
-    torchrun ends the others.
+    The others find what the first one has written, however long it takes, and it waits for them. If
+    it fails it ends, and torchrun ends the others.
     """
     if count_processes() == 1:
         return make()
@@ -168,9 +168,12 @@ def first_then_others(make: Callable[[], Result]) -> Result:
         if is_first():
             result = make()
             distributed.barrier(group)
-            return result
+        else:
+            distributed.barrier(group)
+            result = make()
+        # Collectives of a training wait minutes, and what the others make may take longer.
         distributed.barrier(group)
-        return make()
+        return result
     finally:
         distributed.destroy_process_group(group)
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from volseg.data.patches import is_dead_worker
-from volseg.errors import MachineError, VolsegError
+from volseg.errors import MachineError, VolsegError, is_dead_worker
 from volseg.inference.windows import choose_half
+from volseg.training.parallel import count_processes
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            return choose_half()
+            return choose_half(device)
         return torch.bfloat16 if _has_fast_bfloat16() else torch.float32
     if name == "float16" and device.type != "cuda":
         raise MachineError("training.precision float16 on a CPU; expected float32 or auto.")
-    if name == "bfloat16" and device.type == "cuda" and choose_half() != torch.bfloat16:
+    if name == "bfloat16" and device.type == "cuda" and choose_half(device) != torch.bfloat16:
         raise MachineError(
             f"{torch.cuda.get_device_name(device)} has no bfloat16; expected float16 or auto."
         )
@@ -71,28 +71,20 @@ class CompiledNetwork:
         """Whether the same is worth another try without the compiler, which is left from now on.
 
         What a compiler lacks depends on the machine; the network itself may be fine.
+
+        Raises:
+            MachineError: other processes would go on with the compiler.
         """
         is_other = isinstance(error, VolsegError) or is_dead_worker(error)
         if self._forward is self.network or is_other:
             return False
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if count_processes() > 1:
+            # The others would wait for what this one computes in another way.
+            raise MachineError(
+                f"torch.compile failed in one of several processes ({reason}); expected it to work "
+                "in all. Set training.compile=false."
+            ) from error
         logger.warning("torch.compile failed (%s); the training goes on without it", reason)
         self._forward = self.network
         return True
-
-
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "DEVICE_ALLOCATION_FAILED",
-)
-"""What CUDA, the CPU's allocator, cuBLAS, cuDNN and cuDNN from its version 9 on say."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short, on a GPU or on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -16,6 +16,7 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.data.cache import CachedCase
 from volseg.data.cases import Classes
+from volseg.errors import ConfigError
 from volseg.evaluation.pictures import draw_progress
 from volseg.planning import Plan
 from volseg.progress import Update
@@ -71,8 +72,15 @@ def choose_validation(
     two, or where all are kept that are given, they validate less often, and at the end of the
     training at least. A patience asks for more: five times as many validations as it waits for,
     and twice as many whatever they cost.
+
+    Raises:
+        ConfigError: a patience, and no case to validate on.
     """
     if not cases:
+        if training.patience is not None:
+            raise ConfigError(
+                "training.patience without a validation case; expected one at least. Leave it out."
+            )
         return [], 1
     steps = (training.epochs or 0) * training.steps_per_epoch
     total_s = training.minutes * 60 if training.minutes else steps * step_seconds
@@ -82,7 +90,8 @@ def choose_validation(
     wanted = max(VALIDATIONS, min(num_rounds, 5 * patience))
     number = len(cases) if keep_all else min(len(cases), max(2, int(affordable / wanted)))
     times = min(wanted, max(1, 2 * patience, int(affordable / number)))
-    return [cases[i * len(cases) // number] for i in range(number)], math.ceil(num_rounds / times)
+    every = num_rounds // times if patience else math.ceil(num_rounds / times)
+    return [cases[i * len(cases) // number] for i in range(number)], every
 
 
 def predict_steps(cases: Sequence[CachedCase], plan: Plan) -> float:

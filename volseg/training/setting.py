@@ -114,7 +114,7 @@ def _adapt(plan: Plan, config: Config) -> Plan:
                 ", whose network comes with its weights. Leave it out, or begin without "
                 "training.start_from."
             )
-    if config.plan.batch_size is None:
+    elif config.plan.batch_size is None:
         plan = plan.model_copy(update={"batch_size": plan.batch_size * count_processes()})
     return plan
 

@@ -231,6 +231,7 @@ def _open_checkpoints(
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, counters.step)
+    counters.parts = max(counters.parts, config.training.parts)
     if config.training.recompute or counters.is_recomputing:
         recompute_(learner.network)
         counters.is_recomputing = True
@@ -250,6 +251,7 @@ def _extend_fold(setting: Setting, config: Config, fold: int, learner: Learner) 
     """Begin the extension of a finished fold; returns the fold's configuration from now on."""
     length = setting.config.training
     config = with_length(config, length.minutes, length.epochs)
+    check_patience(config.training.patience, config.training.epochs or ROUNDS_BY_TIME)
     if is_first():
         extend_fold(setting.run, fold, config, learner.counters.extensions + 1)
     extend(learner, config.training)
