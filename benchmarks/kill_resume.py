@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--kills", type=int, default=30)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, help="by default 4 per kill")
+    length.add_argument("--epochs", type=int, help="by default 8 per kill")
     length.add_argument("--minutes", type=float, help="instead of epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
@@ -240,7 +240,7 @@ def main() -> None:
         parser.error(f"{arguments.output} exists; choose a new folder")
     print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
     dataset = make_dataset(arguments.output / "dataset")
-    epochs = None if arguments.minutes else arguments.epochs or 4 * arguments.kills
+    epochs = None if arguments.minutes else arguments.epochs or 8 * arguments.kills
     alone, killed = (
         Attempt(dataset, arguments.output / name, epochs, minutes=arguments.minutes)
         for name in ("alone", "killed")
