@@ -21,16 +21,6 @@ def test_override_wins_over_file(tmp_path: Path) -> None:
     assert config.optimizer.learning_rate == 0.001
 
 
-def test_every_optimiser_has_a_learning_rate_of_its_own() -> None:
-    rates = {None: 1e-2, "adamw": 3e-3, "sgd": 1e-2, "muon": 1e-2}
-    for name, rate in rates.items():
-        config = load_config(None, [f"optimizer.name={name}"] if name else [])
-        assert config.optimizer.learning_rate == rate
-    settings = ["optimizer.name=adamw", "optimizer.learning_rate=0.5"]
-    assert load_config(None, settings).optimizer.learning_rate == 0.5
-    assert Config().optimizer == load_config().optimizer
-
-
 def test_config_survives_a_round_trip(tmp_path: Path) -> None:
     config = load_config(None, ["training.minutes=4", "plan.spacing_mm=[1, 1, 2.5]"])
     path = tmp_path / "config.yaml"

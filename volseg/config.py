@@ -192,18 +192,16 @@ class LossConfig(Record):
     """What is left at the end of the training of all weights but the main output's."""
 
 
-LEARNING_RATES = {"muon": 1e-2, "adamw": 3e-3, "sgd": 1e-2}
-
-
 class OptimizerConfig(Record):
     """Warm-up and polynomial decay over the real length of the training."""
 
-    name: Literal["muon", "adamw", "sgd"] = "muon"
-    """Muon (`volseg.training.muon`), AdamW, or stochastic gradient descent by Nesterov."""
+    name: Literal["auto", "muon", "adamw", "sgd"] = "auto"
+    """Muon (`volseg.training.muon`), AdamW, or stochastic gradient descent by Nesterov. By default
+    Muon, and AdamW for a network without normalisation."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of Muon (0.95 by default) and of stochastic gradient descent (0.99)."""
-    learning_rate: Positive = LEARNING_RATES["muon"]
-    """By default that of the optimiser in `LEARNING_RATES`."""
+    learning_rate: Positive | None = None
+    """By default 1e-2 of Muon and stochastic gradient descent, and 3e-3 of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup: Probability = 0.03
     """Share of the training over which the learning rate rises linearly from zero."""
@@ -215,15 +213,6 @@ class OptimizerConfig(Record):
     """Parts of the network that keep their weights, by name, as in ``encoder``."""
     ema: Probability = 0.03
     """Horizon of the moving average of the weights as a share of the training; 0 is off."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_rate(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("learning_rate") is None:
-            name = data.get("name", cls.model_fields["name"].default)
-            rate = LEARNING_RATES.get(str(name), LEARNING_RATES["muon"])
-            return {**data, "learning_rate": rate}
-        return data
 
     @model_validator(mode="after")
     def _check_momentum(self) -> OptimizerConfig:

@@ -6,7 +6,7 @@ import pytest
 
 from volseg.config import OptimizerConfig
 from volseg.training.budget import Budget
-from volseg.training.engine import learning_rate
+from volseg.training.optimizers import learning_rate
 
 
 def test_progress_is_the_share_of_known_steps() -> None:

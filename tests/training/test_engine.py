@@ -24,9 +24,10 @@ from volseg.training.engine import (
     compute_gradients,
     create_trainer,
     make_learner,
-    make_optimizer,
     run_to_end,
 )
+from volseg.training.muon import Muon
+from volseg.training.optimizers import make_optimizer
 from volseg.training.precision import CompiledNetwork, choose_precision
 
 CPU = torch.device("cpu")
@@ -38,6 +39,11 @@ def make(name: str = "unet", **options: object) -> Learner:
     network = build_network(name, **OPTIONS, channels=(4, 6, 8), **options)
     loss = MultiLevelLoss(DiceCrossEntropy())
     return make_learner(network, loss, CPU, Budget(10), Config().optimizer, seed=0)
+
+
+def test_a_training_has_the_optimiser_that_suits_its_network() -> None:
+    assert type(make().optimizer) is Muon
+    assert type(make("laddernet").optimizer) is torch.optim.AdamW
 
 
 def make_batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

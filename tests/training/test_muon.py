@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from volseg.config import Config
-from volseg.training.engine import make_optimizer
 from volseg.training.muon import Muon, orthogonalise
+from volseg.training.optimizers import LEARNING_RATES, make_optimizer
 
 
 def iterate(value: float) -> float:
@@ -59,7 +59,8 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     plain = copy.deepcopy(network)
     config = Config().optimizer.model_copy(update={"name": "muon", "weight_decay": 0.0})
     optimizer = make_optimizer(network, config)
-    adamw = torch.optim.AdamW(plain.parameters(), config.learning_rate, weight_decay=0.0)
+    rate = LEARNING_RATES["muon"]
+    adamw = torch.optim.AdamW(plain.parameters(), rate, weight_decay=0.0)
     before = network[0].weight.detach().clone()
     for mine, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         mine.grad = torch.randn_like(mine)
@@ -72,7 +73,7 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     assert torch.equal(network[1].weight, plain[1].weight)
     # The first step of a lerped momentum with Nesterov is a multiple of the gradient.
     step = orthogonalise(gradient.reshape(3, 54)).reshape(before.shape)
-    expected = before - config.learning_rate * 0.2 * 54**0.5 * step
+    expected = before - rate * 0.2 * 54**0.5 * step
     torch.testing.assert_close(network[0].weight.detach(), expected)
 
 

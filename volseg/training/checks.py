@@ -24,6 +24,7 @@ from volseg.networks.pretrained import load_resnet
 from volseg.networks.resnet_unet import BLOCKS
 from volseg.planning import Plan
 from volseg.training.loss import make_loss
+from volseg.training.optimizers import choose_optimizer
 from volseg.training.transfer import freeze, transfer_weights
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def check_training(plan: Plan, config: Config, classes: Classes) -> None:
     if isinstance(network, OwnNetwork):
         check_own_network(plan.network.name, config)
     check_supervision(network, plan, config.loss, classes)
+    choose_optimizer(config.optimizer, network)
     freeze(network, config.optimizer.freeze)
     if config.training.start_from is not None:
         transfer_weights(network, plan, classes, Path(config.training.start_from))

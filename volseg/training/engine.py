@@ -24,7 +24,7 @@ from volseg.losses import MultiLevelLoss
 from volseg.networks.memory import can_recompute, recompute_
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
-from volseg.training.muon import Muon
+from volseg.training.optimizers import choose_optimizer, learning_rate, make_optimizer
 from volseg.training.parallel import add_up, count_processes, get_rank, is_first
 from volseg.training.precision import CompiledNetwork
 
@@ -91,26 +91,13 @@ def make_learner(
     The modules of `network` stay in the modes in which they are: what is frozen is in eval mode.
     """
     network.to(device)
+    config = choose_optimizer(config, network)
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
     optimizer = make_optimizer(network, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     return Learner(
         network, average, optimizer, scaler, loss, device, budget, config, seed, precision
     )
-
-
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser of all parameters that are not frozen."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    rate, decay, momentum = config.learning_rate, config.weight_decay, config.momentum
-    if config.name == "sgd":
-        momentum = 0.99 if momentum is None else momentum
-        return torch.optim.SGD(
-            parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0
-        )
-    if config.name == "muon":
-        return Muon(parameters, rate, 0.95 if momentum is None else momentum, decay)
-    return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
 
 def _average_function(
@@ -124,13 +111,6 @@ def _average_function(
         torch._foreach_lerp_(averages, weights, 1 / horizon)
 
     return update
-
-
-def learning_rate(config: OptimizerConfig, progress: float) -> float:
-    """Linear warm-up, then polynomial decay to zero at the end (``progress`` 1)."""
-    warmup = min(1.0, progress / config.warmup) if config.warmup > 0 else 1.0
-    # The first step must not be idle: it takes the rate of a hundredth of the warm-up.
-    return float(config.learning_rate * max(warmup, 0.01) * (1 - progress) ** config.power)
 
 
 def create_trainer(learner: Learner) -> Engine:

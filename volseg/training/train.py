@@ -357,6 +357,8 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     learner = make_learner(
         network, loss, setting.device, budget, config.optimizer, training.seed, precision
     )
+    if learner.config.name != config.optimizer.name == "auto":
+        logger.info("optimiser: %s, as suits %s", learner.config.name, setting.plan.network.name)
     learner.counters.parts = training.parts
     learner.forward = share_gradients(network, setting.device)
     is_gpu = setting.device.type == "cuda"

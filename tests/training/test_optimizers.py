@@ -1,0 +1,60 @@
+"""The optimiser that suits a network, and its learning rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from volseg.config import ConfigError, OptimizerConfig, load_config
+from volseg.networks import build_network, list_networks
+from volseg.training.muon import Muon
+from volseg.training.optimizers import choose_optimizer, largest_rate, make_optimizer
+
+UNNORMALISED = {"laddernet", "unet_keras", "unet_original"}
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_muon_is_for_networks_with_normalisation(name: str) -> None:
+    options = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    chosen = choose_optimizer(OptimizerConfig(), build_network(name, **options))
+    assert chosen.name == ("adamw" if name in UNNORMALISED else "muon")
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d(4), nn.InstanceNorm3d(4), nn.GroupNorm(2, 4)])
+def test_norms_of_own_networks_count(norm: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), norm)
+    assert choose_optimizer(OptimizerConfig(), network).name == "muon"
+    assert choose_optimizer(OptimizerConfig(), network[:1]).name == "adamw"
+
+
+def test_what_was_named_stays() -> None:
+    network = build_network("laddernet", spatial_dims=2, in_channels=1, out_channels=2)
+    for name in ("muon", "adamw", "sgd"):
+        config = load_config(None, [f"optimizer.name={name}"]).optimizer
+        assert choose_optimizer(config, network) is config
+
+
+def test_every_optimiser_has_a_learning_rate_of_its_own() -> None:
+    for name, rate in {"muon": 1e-2, "adamw": 3e-3, "sgd": 1e-2}.items():
+        config = OptimizerConfig(name=name)
+        assert largest_rate(config) == rate
+        optimizer = make_optimizer(nn.Conv2d(1, 2, 3), config)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate] * len(
+            optimizer.param_groups
+        )
+        assert largest_rate(OptimizerConfig(name=name, learning_rate=0.5)) == 0.5
+
+
+def test_optimisers_by_name() -> None:
+    kinds = {"muon": Muon, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    for name, kind in kinds.items():
+        assert type(make_optimizer(nn.Conv2d(1, 2, 3), OptimizerConfig(name=name))) is kind
+
+
+def test_a_momentum_needs_an_optimiser_that_has_one() -> None:
+    config = load_config(None, ["optimizer.momentum=0.9"]).optimizer
+    normalised = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4))
+    assert choose_optimizer(config, normalised).momentum == 0.9
+    with pytest.raises(ConfigError, match="without normalisation, which adamw trains"):
+        choose_optimizer(config, normalised[:1])
