@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from volseg.config import Config
+from volseg.config import OptimizerConfig
 from volseg.training.muon import Muon, orthogonalise
-from volseg.training.optimizers import LEARNING_RATES, make_optimizer
+from volseg.training.optimizers import make_optimizer
 
 
 def iterate(value: float) -> float:
@@ -57,9 +57,9 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     torch.manual_seed(2)
     network = nn.Sequential(nn.Conv3d(2, 3, 3), nn.GroupNorm(3, 3))
     plain = copy.deepcopy(network)
-    config = Config().optimizer.model_copy(update={"name": "muon", "weight_decay": 0.0})
+    rate = 1e-2
+    config = OptimizerConfig(name="muon", weight_decay=0.0, learning_rate=rate)
     optimizer = make_optimizer(network, config)
-    rate = LEARNING_RATES["muon"]
     adamw = torch.optim.AdamW(plain.parameters(), rate, weight_decay=0.0)
     before = network[0].weight.detach().clone()
     for mine, theirs in zip(network.parameters(), plain.parameters(), strict=True):

@@ -9,7 +9,7 @@ from torch import nn
 from volseg.config import ConfigError, OptimizerConfig, load_config
 from volseg.networks import build_network, list_networks
 from volseg.training.muon import Muon
-from volseg.training.optimizers import choose_optimizer, largest_rate, make_optimizer
+from volseg.training.optimizers import choose_optimizer, learning_rate, make_optimizer
 
 UNNORMALISED = {"laddernet", "unet_keras", "unet_original"}
 
@@ -32,24 +32,47 @@ def test_what_was_named_stays() -> None:
     network = build_network("laddernet", spatial_dims=2, in_channels=1, out_channels=2)
     for name in ("muon", "adamw", "sgd"):
         config = load_config(None, [f"optimizer.name={name}"]).optimizer
-        assert choose_optimizer(config, network) is config
+        assert choose_optimizer(config, network).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [("unetplusplus", {"form": "keras"}, "adamw"), ("laddernet", {"norm": "instance"}, "muon")],
+)
+def test_options_of_a_network_decide(name: str, options: dict[str, str], expected: str) -> None:
+    shape = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    network = build_network(name, **shape, **options)
+    assert choose_optimizer(OptimizerConfig(), network).name == expected
 
 
 def test_every_optimiser_has_a_learning_rate_of_its_own() -> None:
     for name, rate in {"muon": 1e-2, "adamw": 3e-3, "sgd": 1e-2}.items():
-        config = OptimizerConfig(name=name)
-        assert largest_rate(config) == rate
-        optimizer = make_optimizer(nn.Conv2d(1, 2, 3), config)
+        layer = nn.Conv2d(1, 2, 3)
+        config = choose_optimizer(OptimizerConfig(name=name), layer)
+        assert config.learning_rate == rate
+        optimizer = make_optimizer(layer, config)
         assert [group["lr"] for group in optimizer.param_groups] == [rate] * len(
             optimizer.param_groups
         )
-        assert largest_rate(OptimizerConfig(name=name, learning_rate=0.5)) == 0.5
+        mine = OptimizerConfig(name=name, learning_rate=0.5)
+        assert choose_optimizer(mine, layer).learning_rate == 0.5
 
 
 def test_optimisers_by_name() -> None:
     kinds = {"muon": Muon, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     for name, kind in kinds.items():
-        assert type(make_optimizer(nn.Conv2d(1, 2, 3), OptimizerConfig(name=name))) is kind
+        layer = nn.Conv2d(1, 2, 3)
+        config = choose_optimizer(OptimizerConfig(name=name), layer)
+        assert type(make_optimizer(layer, config)) is kind
+
+
+def test_what_is_left_open_is_chosen_first() -> None:
+    for use in (
+        lambda config: make_optimizer(nn.Conv2d(1, 2, 3), config),
+        lambda config: learning_rate(config, 0.5),
+    ):
+        with pytest.raises(ValueError, match="that choose_optimizer gave"):
+            use(OptimizerConfig())
 
 
 def test_a_momentum_needs_an_optimiser_that_has_one() -> None:

@@ -93,13 +93,18 @@ def test_same_seed_gives_the_same_weights(balls: Path, tmp_path: Path) -> None:
     assert is_equal(weights(a)["network"], weights(b)["network"])
 
 
+@pytest.mark.parametrize(("name", "kind"), [("unet", Muon), ("laddernet", torch.optim.AdamW)])
 def test_resumed_training_equals_an_undisturbed_one(
-    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    kind: type[torch.optim.Optimizer],
+    balls: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = tiny("training.steps_per_epoch=4")
+    config = tiny("training.steps_per_epoch=4", f"network.name={name}")
     whole = volseg.train(balls, tmp_path / "whole", config=config, epochs=3)
     stop_at = {"step": 6}
-    update = Muon.step
+    update = kind.step
 
     def stopping(self: Any, closure: Any = None) -> Any:
         stop_at["step"] -= 1
@@ -107,7 +112,7 @@ def test_resumed_training_equals_an_undisturbed_one(
             raise KeyboardInterrupt
         return update(self, closure)
 
-    monkeypatch.setattr(Muon, "step", stopping)
+    monkeypatch.setattr(kind, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
         volseg.train(balls, tmp_path / "parts", config=config, epochs=3)
     monkeypatch.undo()
@@ -125,6 +130,11 @@ def test_resumed_training_equals_an_undisturbed_one(
     assert is_equal(first, second)
     rows = [json.loads(line)["step"] for line in (parts / "fold_0" / "history.jsonl").open()]
     assert rows == [4, 8, 12]
+    kept = Config.read_yaml(parts / "fold_0" / "config.yaml").optimizer
+    assert (kept.name, kept.learning_rate) == {
+        Muon: ("muon", 1e-2),
+        torch.optim.AdamW: ("adamw", 3e-3),
+    }[kind]
 
 
 def test_training_on_minutes_killed_after_its_last_correction_ends_as_an_undisturbed_one(
@@ -464,6 +474,7 @@ def test_outputs_are_weighted_as_the_source_does_unless_said(
             "expected the same size",
         ),
         (["network.name=unet3d_original", "plan.width=5"], "expected even numbers"),
+        (["network.name=laddernet", "optimizer.momentum=0.9"], "which adamw trains"),
         (
             ["network.name=laddernet", "loss.dice_weight=0", "loss.cross_entropy_weight=0"],
             "^dice_weight 0.* one of them above",

@@ -89,6 +89,7 @@ def make_learner(
     """Optimiser, loss scaling of float16, and a moving average over a growing horizon.
 
     The modules of `network` stay in the modes in which they are: what is frozen is in eval mode.
+    `config` becomes what `choose_optimizer` makes of it.
     """
     network.to(device)
     config = choose_optimizer(config, network)

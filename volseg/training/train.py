@@ -19,7 +19,7 @@ from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, choose_device
-from volseg.networks import ResNetUNet, inside_slices
+from volseg.networks import ResNetUNet, choose_shape_device, inside_slices
 from volseg.networks.memory import recompute_
 from volseg.planning import Fingerprint
 from volseg.progress import show_progress
@@ -40,6 +40,7 @@ from volseg.training.extension import check_finished, extend
 from volseg.training.history import History
 from volseg.training.loggers import check_loggers, open_loggers
 from volseg.training.loss import make_loss
+from volseg.training.optimizers import choose_optimizer
 from volseg.training.pace import Pace
 from volseg.training.parallel import (
     agree_on,
@@ -260,8 +261,20 @@ def _extend_fold(setting: Setting, config: Config, fold: int, learner: Learner) 
 
 def _open_config(setting: Setting, fold: int, resume: bool) -> Config:
     if is_first():
-        return open_fold(setting.run, fold, setting.config, resume)
+        return open_fold(setting.run, fold, _settle(setting), resume)
     return Config.read_yaml(setting.run.fold(fold) / "config.yaml")
+
+
+def _settle(setting: Setting) -> Config:
+    """The configuration with what was left to the network, as the fold's file keeps it."""
+    config, plan = setting.config, setting.plan
+    with choose_shape_device(plan.network.name):
+        network = build_planned_network(plan, setting.dataset.classes.num_outputs)
+    optimizer = choose_optimizer(config.optimizer, network)
+    if config.optimizer.name == "auto":
+        rate = optimizer.learning_rate
+        logger.info("optimiser: %s with a learning rate of %g", optimizer.name, rate)
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def _make_validator(
@@ -357,8 +370,6 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     learner = make_learner(
         network, loss, setting.device, budget, config.optimizer, training.seed, precision
     )
-    if learner.config.name != config.optimizer.name == "auto":
-        logger.info("optimiser: %s, as suits %s", learner.config.name, setting.plan.network.name)
     learner.counters.parts = training.parts
     learner.forward = share_gradients(network, setting.device)
     is_gpu = setting.device.type == "cuda"
