@@ -89,7 +89,7 @@ def test_configurations_of_both_are_kept(balls: Path, run: Path, finished: Path)
     assert (fold / "config_before_extension_1.yaml").read_text() == first
     second = Config.read_yaml(fold / "config.yaml")
     assert second.training.epochs == 1
-    assert second.optimizer == CONFIG.optimizer
+    assert second.optimizer == Config.read_yaml(fold / "config_before_extension_1.yaml").optimizer
     volseg.train(balls, run, minutes=0.01, resume=True, device="cpu")
     assert Config.read_yaml(fold / "config_before_extension_2.yaml") == second
     length = Config.read_yaml(fold / "config.yaml").training
