@@ -14,10 +14,16 @@ from volseg.errors import ConfigError, DataError
 from volseg.geometry import Geometry
 from volseg.images.label_types import IntegerTypes
 
+SEGMENTS = ".seg.nrrd"
+"""3D Slicer's segmentations."""
+DICOM = ".dcm"
 _NIFTI = (".nii.gz", ".nii", ".hdr")
-_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+_ITK = (SEGMENTS, ".nrrd", ".nhdr", ".mha", ".mhd")
 _MGH = (".mgz", ".mgh")
 _PICTURE = (".png", ".tif", ".tiff")
+_DICOM = (DICOM, ".ima")
+_DICOM_MAGIC = b"DICM"
+_DICOM_OFFSET = 128
 
 IMAGE_SUFFIXES: tuple[str, ...] = (*_NIFTI, *_ITK, *_MGH, *_PICTURE)
 """Suffixes of readable files in lower case; a pair of .hdr and .img counts once, as its .hdr."""
@@ -49,11 +55,15 @@ def image_stem(path: Path) -> str:
 
 
 def readable_format(path: Path) -> Format:
-    """The format that reads `path`.
+    """The format that reads `path`; a folder is a DICOM series.
 
     Raises:
         DataError: the suffix is not that of an image.
     """
+    if path.is_dir():
+        from volseg.images import dicom
+
+        return dicom
     suffix = _suffix(path)
     if suffix in _MGH:
         from volseg.images import mgh
@@ -77,8 +87,8 @@ def writable_format(path: Path) -> WritableFormat:
     found = None if suffix in (".hdr", ".img", ".nhdr", ".mhd") else _find_writable(suffix)
     if found is None:
         raise ConfigError(
-            f"cannot write {path}; expected .nii.gz .nii .nrrd .mha, or for 2D .png .tif. "
-            "Change the suffix."
+            f"cannot write {path}; expected .nii.gz .nii .nrrd .mha, for labels also .seg.nrrd "
+            ".dcm, or for 2D .png .tif. Change the suffix."
         )
     return found
 
@@ -103,6 +113,21 @@ def _suffix(path: Path) -> str:
     name = path.name.lower()
     known = (suffix for suffix in (*IMAGE_SUFFIXES, ".img") if name.endswith(suffix))
     return next(known, path.suffix.lower())
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds DICOM files directly."""
+    return any(is_dicom(path) for path in folder.iterdir())
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its content, or says so by its name."""
+    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        file.seek(_DICOM_OFFSET)
+        is_marked = file.read(len(_DICOM_MAGIC)) == _DICOM_MAGIC
+    return is_marked or path.name.lower().endswith(_DICOM)
 
 
 def is_picture(name: str) -> bool:

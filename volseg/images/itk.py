@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,26 @@ def read_header(path: Path) -> tuple[Geometry, int]:
     return _describe(_open(path))
 
 
-def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def from_image(image: sitk.Image) -> tuple[NDArray[Any], Geometry]:
+    """Voxels ``(C, *S)`` of an image in memory, and their grid."""
+    geometry, num_channels = _describe(image)
+    array = sitk.GetArrayFromImage(image)
+    return (array if num_channels > 1 else array[..., None]).T, geometry
+
+
+def write(
+    path: Path,
+    array: NDArray[Any],
+    geometry: Geometry,
+    fields: Mapping[str, str] | None = None,
+) -> None:
     """Write voxels ``(C, *S)``, compressed; several channels as the components of a vector.
+
+    Args:
+        path: .nrrd or .mha.
+        array: the voxels.
+        geometry: the grid of `S`.
+        fields: further keys and values of an NRRD header.
 
     Raises:
         ConfigError: a picture that does not lie in the plane of its two axes.
@@ -65,6 +84,8 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     image.SetSpacing(spacing.tolist())
     image.SetDirection((affine[:dims, :dims] / spacing).ravel().tolist())
     image.SetOrigin(affine[:dims, 3].tolist())
+    for key, value in (fields or {}).items():
+        image.SetMetaData(key, value)
     with atomic_path(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
@@ -87,7 +108,7 @@ def _is_metaimage(path: Path) -> bool:
     return path.suffix.lower() in (".mha", ".mhd")
 
 
-def _describe(reader: sitk.ImageFileReader) -> tuple[Geometry, int]:
+def _describe(reader: sitk.ImageFileReader | sitk.Image) -> tuple[Geometry, int]:
     dims = reader.GetDimension()
     if dims not in (2, 3):
         raise DataError(f"{dims} axes; expected 2 or 3, with channels as components of a vector.")
@@ -96,10 +117,16 @@ def _describe(reader: sitk.ImageFileReader) -> tuple[Geometry, int]:
     direction = np.reshape(reader.GetDirection(), (dims, dims))
     affine[:dims, :dims] = direction * np.array(reader.GetSpacing())
     affine[:dims, 3] = reader.GetOrigin()
-    return Geometry(reader.GetSize(), _LPS_TO_RAS @ affine), reader.GetNumberOfComponents()
+    return Geometry(reader.GetSize(), _LPS_TO_RAS @ affine), _count_channels(reader)
 
 
-def _number_type(reader: sitk.ImageFileReader) -> str:
+def _count_channels(reader: sitk.ImageFileReader | sitk.Image) -> int:
+    if isinstance(reader, sitk.Image):
+        return int(reader.GetNumberOfComponentsPerPixel())
+    return int(reader.GetNumberOfComponents())
+
+
+def _number_type(reader: sitk.ImageFileReader | sitk.Image) -> str:
     """Numpy's name of the type of one component."""
     words = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     for bits in (8, 16, 32, 64):

@@ -33,8 +33,9 @@ def read_image(path: PathLike) -> Image:
     the stored type is wider than 16-bit integers or float32, so that nothing is rounded away.
 
     Args:
-        path: file of any suffix in `IMAGE_SUFFIXES`. ``(X, Y, Z, C)`` in NIfTI is C channels,
-            ``(X, Y, Z, 1)`` is one, ``(X, Y)`` is a picture.
+        path: file of any suffix in `IMAGE_SUFFIXES`, or the folder of a DICOM series.
+            ``(X, Y, Z, C)`` in NIfTI is C channels, ``(X, Y, Z, 1)`` is one, ``(X, Y)`` is a
+            picture.
 
     Raises:
         DataError: missing, truncated, damaged or unsupported file, or voxels that are not finite.
@@ -103,6 +104,19 @@ def from_nibabel(image: Any) -> Image:
     return Image(array, _geometry_of(image, array.shape[1:]))
 
 
+def from_sitk(image: Any) -> Image:
+    """Take over a SimpleITK image, its components as channels.
+
+    Raises:
+        DataError: an unsupported number of axes or type, or voxels that are not finite.
+    """
+    from volseg.images import itk
+
+    array, geometry = itk.from_image(image)
+    _check_finite(array)
+    return Image(array, geometry)
+
+
 def _geometry_of(image: Any, shape: tuple[int, ...]) -> Geometry:
     import nibabel as nib
 
@@ -139,7 +153,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
 def _check_file(path: Path) -> None:
     """Refuse what is no file with content, whatever its format."""
     if path.is_dir():
-        raise DataError(f"{path} is a folder; expected an image file.")
+        return
     if not path.exists():
         raise DataError(f"{path} does not exist.")
     with open(path, "rb") as file:

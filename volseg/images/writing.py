@@ -6,29 +6,40 @@ Arrays and their grid come in, one file appears, whole or not at all.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from volseg.errors import DataError
+from volseg.errors import ConfigError, DataError
 from volseg.geometry import Geometry
-from volseg.images.formats import writable_format
+from volseg.images.formats import DICOM, SEGMENTS, writable_format
 from volseg.images.label_types import smallest_type
 
 PathLike = str | os.PathLike[str]
 
 
-def write_labels(path: PathLike, labels: NDArray[Any], geometry: Geometry) -> None:
+def write_labels(
+    path: PathLike,
+    labels: NDArray[Any],
+    geometry: Geometry,
+    names: Mapping[int, str] | None = None,
+    series: Path | None = None,
+) -> None:
     """Write a label map in the smallest integer type of the format that holds its values.
 
     On a grid that was read from a NIfTI file, a NIfTI file gets that file's affine bit for bit.
 
     Args:
-        path: .nii.gz, .nii, .nrrd, .mha; in 2D also .png, .tif. Its folder is created.
+        path: .nii.gz, .nii, .nrrd, .mha; .seg.nrrd, which 3D Slicer opens as segments; .dcm, a
+            DICOM segmentation; in 2D also .png, .tif. Its folder is created.
         labels: (*S), integers or booleans.
         geometry: the grid of `S`.
+        names: of the values that are segments in a .seg.nrrd or .dcm, background left out; other
+            formats have no names. By default every value but 0 is its own name.
+        series: for .dcm, the folder of the DICOM series that was segmented.
 
     Raises:
         ConfigError: a suffix that is not written, or that cannot hold this grid or these values.
@@ -36,12 +47,40 @@ def write_labels(path: PathLike, labels: NDArray[Any], geometry: Geometry) -> No
         MachineError: the disk is full.
     """
     path = Path(path)
-    file_format = writable_format(path)
     if labels.dtype.kind not in "iub":
         raise DataError(f"{path}: labels of type {labels.dtype}; expected integers.")
     _check_shape(path, labels.shape, geometry)
+    if names is None and path.name.lower().endswith((SEGMENTS, DICOM)):
+        names = {int(value): str(value) for value in np.unique(labels) if value}
+    if path.name.lower().endswith(DICOM):
+        _write_dicom(path, labels, geometry, names or {}, series)
+        return
+    file_format = writable_format(path)
     stored = smallest_type(int(labels.min()), int(labels.max()), file_format.LABEL_TYPES)
-    file_format.write(path, labels.astype(stored, order="K", copy=False)[None], geometry)
+    array = labels.astype(stored, order="K", copy=False)
+    if path.name.lower().endswith(SEGMENTS):
+        from volseg.images import segments
+
+        segments.write(path, array, geometry, names or {})
+    else:
+        file_format.write(path, array[None], geometry)
+
+
+def _write_dicom(
+    path: Path,
+    labels: NDArray[Any],
+    geometry: Geometry,
+    names: Mapping[int, str],
+    series: Path | None,
+) -> None:
+    from volseg.images import dicom_seg
+
+    if series is None or not series.is_dir():
+        raise ConfigError(
+            f"cannot write {path}: a DICOM segmentation needs the DICOM series that it is of. "
+            "Segment its folder, or change the suffix."
+        )
+    dicom_seg.write(path, labels, geometry, names, series)
 
 
 def write_image(path: PathLike, array: NDArray[Any], geometry: Geometry) -> None:
@@ -70,3 +109,18 @@ def write_image(path: PathLike, array: NDArray[Any], geometry: Geometry) -> None
 def _check_shape(path: Path, shape: tuple[int, ...], geometry: Geometry) -> None:
     if shape != geometry.shape:
         raise DataError(f"{path}: voxels of shape {shape}; expected the grid's {geometry.shape}.")
+
+
+def check_label_suffix(suffix: str) -> None:
+    """Refuse a format that label maps cannot be written in, before there is one.
+
+    Raises:
+        ConfigError: volseg does not write it.
+        MachineError: the package that writes it is not installed.
+    """
+    if suffix == DICOM:
+        from volseg.images.dicom_seg import import_highdicom
+
+        import_highdicom()
+    else:
+        writable_format(Path(f"labels{suffix}"))
