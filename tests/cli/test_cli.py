@@ -93,10 +93,11 @@ def test_predict_files_folders_and_formats(run: Path, balls: Path, tmp_path: Pat
     assert run_cli("predict", run, "-i", balls / "imagesTr", "-o", tmp_path / "b") == 0
     nrrd = ("--suffix", ".nrrd", "--probabilities")
     assert run_cli("predict", run, "-i", images[0], "-o", tmp_path / "c", *nrrd) == 0
-    assert len(list((tmp_path / "a").iterdir())) == 2
-    assert len(list((tmp_path / "b").iterdir())) == 5
+    assert len(list((tmp_path / "a").glob("*.nii.gz"))) == 2
+    assert len(list((tmp_path / "b").glob("*.nii.gz"))) == 5
     assert {p.name for p in (tmp_path / "c").iterdir()} == {
         "case_00.nrrd",
+        "case_00.json",
         "case_00_probabilities.nrrd",
     }
 
@@ -113,10 +114,52 @@ def test_nothing_is_overwritten(
     assert copy.read_bytes() == image.read_bytes()
     assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out") == 0
     before = (tmp_path / "out" / image.name).read_bytes()
-    assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out") == 2
+    assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out", "--mirror") == 2
     assert "--overwrite" in error_lines(capsys)[0]
+    assert (tmp_path / "out" / image.name).read_bytes() == before
     assert run_cli("predict", run, "-i", copy, "-o", tmp_path / "out", "--overwrite") == 0
     assert (tmp_path / "out" / image.name).read_bytes() == before
+
+
+def test_two_models_and_what_validation_refuses(
+    run: Path, balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = sorted((balls / "imagesTr").iterdir())[0]
+    both = ("predict", run, "--with", run, "-i", image, "-o", tmp_path / "both", "--uncertainty")
+    assert run_cli(*both) == 0
+    assert (tmp_path / "both" / "case_00_disagreement.nii.gz").exists()
+    capsys.readouterr()
+    for more in (("--shard", "1/2"), ("--with", run)):
+        assert run_cli("predict", run, "--validation", "-o", tmp_path / "v", *more) == 2
+        assert "expected one job and one run" in error_lines(capsys)[0]
+
+
+def test_folds_of_what_is_kept_are_known(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for _ in range(2):
+        assert run_cli("predict", run, "--validation", "-o", output) == 0
+        folds = json.loads((output / "folds.json").read_text())["folds"]
+        assert set(folds.values()) == {0}
+        # As a call leaves it that was killed before its end.
+        (output / "folds.json").unlink()
+
+
+def test_what_is_finished_is_kept(
+    run: Path, balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = sorted((balls / "imagesTr").iterdir())[:2]
+    output = tmp_path / "out"
+    assert run_cli("predict", run, "-i", images[0], "-o", output) == 0
+    first = (output / images[0].name).stat().st_mtime_ns
+    capsys.readouterr()
+    assert run_cli("predict", run, "-i", images[0], "-i", images[1], "-o", output) == 0
+    assert "1 written" in capsys.readouterr().out
+    assert run_cli("predict", run, "-i", *images, "-o", output, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (len(result["kept"]), result["written"]) == (2, {})
+    assert (output / images[0].name).stat().st_mtime_ns == first
+    record = json.loads((output / "case_00.json").read_text())
+    assert record["volumes_ml"].keys() == {"organ_3", "organ_7"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -129,7 +172,7 @@ def test_bad_image_is_one_line_and_no_file_and_others_go_on(
     lines = error_lines(capsys)
     assert len(lines) == 1
     assert name in lines[0]
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00.nii.gz"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"case_00.nii.gz", "case_00.json"}
 
 
 @pytest.mark.parametrize(

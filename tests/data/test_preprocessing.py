@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from volseg.config import ConfigError
 from volseg.data.cases import Classes
-from volseg.data.content import find_content
-from volseg.data.preprocessing import normalise, prepare
+from volseg.data.content import Box, find_content
+from volseg.data.preprocessing import Placement, normalise, prepare
 from volseg.data.resampling import (
     reduce_to_indices,
     resample,
@@ -23,7 +23,7 @@ from volseg.data.resampling import (
 from volseg.errors import DataError
 from volseg.geometry import Geometry
 from volseg.images import Image
-from volseg.inference.native_grid import restore_classes, restore_probabilities
+from volseg.inference.native_grid import NativeGrid
 from volseg.planning import NetworkPlan, Normalisation, Plan
 
 ZSCORE = Normalisation(channel="MR", scheme="zscore")
@@ -112,6 +112,17 @@ def one_hot_scores(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return torch.stack([(labels == c).float() for c in range(num_classes)])
 
 
+def restore(
+    scores: torch.Tensor, placement: Placement, classes: Classes | None = None
+) -> NativeGrid:
+    if classes is None:
+        number = len(scores)
+        classes = Classes(names=tuple(map(str, range(number))), values=tuple(range(number)))
+    grid = NativeGrid(placement, classes, probabilities=True)
+    grid.open(Box((0,) * len(placement.shape), placement.shape), 0).add(scores)
+    return grid
+
+
 ORIENTATIONS = [
     (order, signs)
     for order in itertools.permutations(range(3))
@@ -135,7 +146,7 @@ def test_label_returns_exactly_where_nothing_is_resampled(
     canonical = image.geometry.to_canonical(image.array)[1]
     prepared = prepare(image, make_plan(canonical.spacing_mm), labels, 4)
     assert prepared.label is not None
-    restored = restore_classes(one_hot_scores(prepared.label, 4), prepared.placement)
+    restored = restore(one_hot_scores(prepared.label, 4), prepared.placement).labels
     assert np.array_equal(restored, labels)
 
 
@@ -146,7 +157,7 @@ def test_label_returns_nearly_after_resampling() -> None:
     image = Image(np.ones((1, *labels.shape), np.float32), geometry)
     prepared = prepare(image, make_plan((1.5, 1.5, 1.5)), labels, 2)
     assert prepared.label is not None
-    restored = restore_classes(one_hot_scores(prepared.label, 2), prepared.placement)
+    restored = restore(one_hot_scores(prepared.label, 2), prepared.placement).labels
     dice = 2 * (restored & labels).sum() / (restored.sum() + labels.sum())
     assert dice > 0.95
 
@@ -158,17 +169,17 @@ def test_content_outside_the_box_is_background() -> None:
     prepared = prepare(image, make_plan())
     assert prepared.image.shape == (1, 6, 8, 4)
     scores = torch.stack([torch.zeros(6, 8, 4), torch.ones(6, 8, 4)])
-    restored = restore_classes(scores, prepared.placement)
-    assert np.array_equal(restored == 1, array[0] != 0)
     classes = Classes(names=("background", "organ"), values=(0, 1))
-    background, organ = restore_probabilities(scores, prepared.placement, classes)
+    grid = restore(scores, prepared.placement, classes)
+    assert np.array_equal(grid.labels == 1, array[0] != 0)
+    background, organ = grid.probabilities
     assert np.array_equal(background == 1, array[0] == 0)
     inside = array[0] != 0
     assert organ[inside] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
     regions = Classes(
         **classes.model_dump(exclude={"regions"}), regions=({"name": "organ", "values": (1,)},)
     )
-    (whole,) = restore_probabilities(scores[1:], prepared.placement, regions)
+    (whole,) = restore(scores[1:], prepared.placement, regions).probabilities
     assert np.array_equal(whole == 0, ~inside)
     assert whole[inside] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
-from torch import nn
+from dicom_files import write_series
 
 import volseg
 from volseg.data.cases import Classes
 from volseg.data.mirroring import plan_mirroring
 from volseg.errors import ConfigError, DataError, MachineError
-from volseg.inference import windows
+from volseg.geometry import Geometry
+from volseg.inference import Locator, Options
 from volseg.inference.inputs import find_inputs
-from volseg.inference.windows import list_mirrorings, predict_scores
+from volseg.inference.members import Members, list_mirrorings
+from volseg.inference.model import choose_device
+from volseg.inference.precision import choose_fastest
+from volseg.networks.weights import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -92,57 +97,66 @@ def test_wrong_inputs_are_refused(predictor: volseg.Predictor, image: Path) -> N
         predictor((array[0], np.eye(4)))
 
 
-class _Identity(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, -x], 1)
-
-
-def test_windows_of_an_identity_give_the_image_back() -> None:
-    image = torch.randn(1, 21, 9, 14, generator=torch.Generator().manual_seed(0))
-    cpu = torch.device("cpu")
-    scores = predict_scores([_Identity()], image, (8, 8, 8), cpu)
-    assert torch.allclose(scores, torch.cat([image, -image]), atol=1e-5)
-    padded = predict_scores([_Identity()], image, (32, 16, 16), cpu)
-    assert torch.allclose(padded, scores, atol=1e-5)
-
-
-def test_windows_equal_monais_inferer(predictor: volseg.Predictor) -> None:
-    network = predictor.model.networks[0]
-    image = torch.randn(1, 40, 24, 20, generator=torch.Generator().manual_seed(0))
-    inferer = SlidingWindowInferer((16, 16, 16), overlap=0.5, mode="gaussian")
-    with torch.no_grad():
-        expected = inferer(image[None], network)
-    scores = predict_scores([network], image, (16, 16, 16), torch.device("cpu"))
-    assert torch.allclose(scores, expected[0], atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("has_bfloat16", "precision"), [(True, torch.bfloat16), (False, torch.float16)]
 )
 def test_windows_on_a_gpu_have_the_range_of_float32_where_it_can(
     has_bfloat16: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-
-    def autocast(device_type: str, dtype: torch.dtype, enabled: bool) -> nullcontext[None]:
-        seen.append((device_type, dtype, enabled))
-        return nullcontext()
-
-    def run_on_cpu(image: torch.Tensor, *, predictor: nn.Module, **_: object) -> torch.Tensor:
-        return predictor(image)
-
-    monkeypatch.setattr(torch, "autocast", autocast)
-    monkeypatch.setattr(windows, "sliding_window_inference", run_on_cpu)
     monkeypatch.setattr(
         torch.cuda,
         "is_bf16_supported",
         lambda including_emulation=True: has_bfloat16 or including_emulation,
     )
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    image = torch.zeros(1, 4, 4, 4)
-    for device in ("cuda", "cpu"):
-        predict_scores([nn.Identity()], image, (4, 4, 4), torch.device(device))
-    assert seen == [("cuda", precision, True), ("cpu", torch.float32, False)]
+    assert choose_fastest(torch.device("cuda")) == precision
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "precision"), [(True, torch.bfloat16), (False, torch.float32)]
+)
+def test_windows_on_a_cpu_have_16_bits_only_where_it_has_instructions(
+    has_bfloat16: bool,
+    precision: torch.dtype,
+    predictor: volseg.Predictor,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("volseg.inference.precision.has_fast_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(
+        "volseg.inference.backends._remember", lambda key, measure, parse: parse(measure())
+    )
+    assert choose_fastest(torch.device("cpu")) == precision
+    assert choose_fastest(torch.device("mps")) == torch.float32
+    seen = set()
+
+    class Watching(torch.nn.Module):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            logits = torch.nn.functional.conv3d(windows, torch.ones(3, 1, 1, 1, 1))
+            seen.add(logits.dtype)
+            return logits
+
+    model = replace(predictor.model, networks=(Watching(),))
+    for name, expected in (("auto", precision), ("float32", torch.float32)):
+        other = volseg.Predictor(model, Options(precision=name))
+        seen.clear()
+        other(image)
+        assert seen == {expected}
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpu", "cuda:", "cpu:0", "CUDA"):
+        with pytest.raises(ConfigError, match="expected auto, cpu, cuda, cuda:N or mps"):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(MachineError, match="cuda:2 is not there; this machine has 2"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="device mps is not there"):
+        choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
 
 
 def test_edited_plan_is_noticed(run: Path, tmp_path: Path) -> None:
@@ -253,9 +267,8 @@ def test_scores_are_averaged_over_mirror_images(names, regions, axes, outputs) -
         if 0 in chosen:
             logits = torch.stack([logits[outputs[k]] for k in range(len(outputs))])
         expected.append(logits)
-    cpu = torch.device("cpu")
-    scores = predict_scores([_Ramps(ramps)], image, window, cpu, mirroring=mirroring)
-    torch.testing.assert_close(scores, torch.stack(expected).mean(0))
+    members = Members([_Ramps(ramps)], torch.device("cpu"), mirroring=mirroring)
+    torch.testing.assert_close(members(image[None])[0], torch.stack(expected).mean(0))
 
 
 def test_slices_are_not_mirrored_through() -> None:
@@ -266,9 +279,111 @@ def test_slices_are_not_mirrored_through() -> None:
 def test_mirrored_predictor_is_another(run: Path, balls: Path) -> None:
     image = sorted((balls / "imagesTr").iterdir())[0]
     plain, mirrored = (
-        volseg.Predictor.load(run, mirror=mirror)(image, probabilities=True).probabilities
+        volseg.Predictor.load(run, options=Options(mirror=mirror))(
+            image, probabilities=True
+        ).probabilities
         for mirror in (False, True)
     )
     assert plain is not None
     assert mirrored is not None
     assert 1e-4 < np.abs(plain - mirrored).max() < 1
+
+
+def test_simpleitk_images_give_the_same(predictor: volseg.Predictor, image: Path) -> None:
+    import SimpleITK as sitk
+
+    found = predictor(sitk.ReadImage(str(image)))
+    expected = predictor(image)
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.geometry.affine == pytest.approx(expected.geometry.affine, abs=1e-5)
+
+
+def test_a_dicom_series_gives_what_its_nifti_gives(run: Path, tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 2000, (20, 18, 14))
+    affine = np.diag([-0.9, -1.1, 1.5, 1])
+    folder = write_series(tmp_path / "case_7", stored, affine)
+    predictor = volseg.Predictor.load(run, device="cpu")
+    found = predictor(folder)
+    expected = predictor((stored.astype(np.float32) - 1024, affine))
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.geometry.affine == pytest.approx(affine, abs=1e-6)
+    assert ids([folder], 1) == ids([tmp_path], 1) == {"case_7": 1}
+    found.save(tmp_path / "seg.dcm")
+    assert (tmp_path / "seg.dcm").stat().st_size > 1000
+
+
+def test_volumes_are_in_millilitres(predictor: volseg.Predictor, image: Path) -> None:
+    segmentation = predictor(image)
+    sheared = np.array([[2.0, 1, 0, 0], [0, 3, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+    geometry = Geometry(segmentation.labels.shape, sheared)
+    count = int((segmentation.labels == 3).sum())
+    volumes = replace(segmentation, geometry=geometry).volumes_ml
+    assert volumes[segmentation.classes.names[1]] == pytest.approx(count * 30 / 1000)
+
+
+def test_a_locator_says_where_to_look(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(60, 50, 44)).astype(np.float32)
+    affine = np.diag([-1, 1.2, 1.6, 1])
+    plain = volseg.Predictor.load(run, device="cpu")
+    coarse = volseg.Predictor.load(run, device="cpu")
+    mask = np.zeros(array.shape, np.uint8)
+    mask[40:44, 20:24, 10:12] = 3
+
+    def segment(self: volseg.Predictor, prepared: object, **options: object):
+        return replace(plain.segment(prepared), labels=mask)
+
+    coarse.segment = segment.__get__(coarse)
+    predictor = volseg.Predictor.load(run, device="cpu", locator=Locator(coarse, margin_mm=6.0))
+    found, everywhere = predictor((array, affine)).labels, plain((array, affine)).labels
+    # Six voxels of 1 mm, five of 1.2 mm and 3.75 of 1.6 mm on each side.
+    inside = (slice(34, 50), slice(15, 29), slice(7, 15))
+    assert found[inside].any()
+    assert np.array_equal(found[inside], everywhere[inside])
+    outside = np.ones(found.shape, bool)
+    outside[33:51, 14:30, 5:17] = False
+    assert not found[outside].any()
+    assert everywhere[outside].any()
+    mask[:] = 0
+    assert np.array_equal(predictor((array, affine)).labels, everywhere)
+
+
+def test_a_locator_of_other_images_is_refused(run: Path) -> None:
+    coarse, fine = (volseg.Predictor.load(run, device="cpu") for _ in range(2))
+    plan = coarse.model.facts.plan
+    twice = plan.model_copy(update={"normalisation": 2 * plan.normalisation})
+    facts = coarse.model.facts.model_copy(update={"plan": twice})
+    coarse.model = replace(coarse.model, facts=facts)
+    with pytest.raises(ConfigError, match="takes 3D images of 2 channels; expected 3D and 1"):
+        volseg.Predictor(fine.model, locator=Locator(coarse))
+
+
+def test_several_models_are_averaged(
+    run: Path, image: Path, tmp_path: Path, predictor: volseg.Predictor
+) -> None:
+    best = volseg.Predictor.load(run, device="cpu", checkpoint="best")
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
+    state = load_weights(run / "fold_0" / "checkpoint_best.pt", torch.device("cpu"))
+    save_weights(copy / "fold_0" / "checkpoint_last.pt", state)
+    both = volseg.Predictor.load(run, copy, device="cpu")
+    assert len(both.model.networks) == 2
+    assert both.uncertainty_maps == ("entropy", "disagreement")
+    parts = [p(image, probabilities=True).probabilities for p in (predictor, best)]
+    found = both(image, probabilities=True).probabilities
+    # Averaged in each window, before windows are blended.
+    assert found == pytest.approx(np.mean(parts, axis=0), abs=0.02)
+    plan = copy / "plan.yaml"
+    plan.write_text(plan.read_text().replace("1.2", "1.3"))
+    with pytest.raises(ConfigError, match=r"has spacing_mm .*expected the same, since both see"):
+        volseg.Predictor.load(run, copy, device="cpu")
+
+
+def test_threads_may_share_a_predictor(run: Path, balls: Path) -> None:
+    images = sorted((balls / "imagesTr").iterdir())
+    for options in (Options(), Options(memory_gb=64), Options(backend="openvino")):
+        predictor = volseg.Predictor.load(run, device="cpu", options=options)
+        expected = [predictor(path).labels for path in images]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(predictor, 3 * images))
+        for segmentation, labels in zip(found, 3 * expected, strict=True):
+            assert np.array_equal(segmentation.labels, labels)

@@ -19,7 +19,8 @@ from volseg.data.cases import Classes, Region
 from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError
 from volseg.evaluation.report import score_dataset
-from volseg.inference.windows import predict_scores, to_class_scores
+from volseg.inference.decoding import to_class_scores
+from volseg.inference.members import Members
 from volseg.training.validation import validate
 
 BRATS = Classes(
@@ -103,11 +104,10 @@ def test_several_networks_give_the_mean_probability_of_each_region() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.full_like(x, self.logit)
 
-    members, image = [Constant(2.0), Constant(-0.5)], torch.zeros(1, 4, 4, 4)
-    cpu = torch.device("cpu")
-    scores = predict_scores(members, image, (4, 4, 4), cpu, overlapping=True)
+    networks, cpu = [Constant(2.0), Constant(-0.5)], torch.device("cpu")
+    scores = Members(networks, cpu, overlapping=True)(torch.zeros(1, 1, 4, 4, 4))
     expected = torch.tensor([2.0, -0.5]).sigmoid().mean()
-    torch.testing.assert_close(scores.sigmoid(), expected.expand(1, 4, 4, 4))
+    torch.testing.assert_close(scores.sigmoid(), expected.expand(1, 1, 4, 4, 4))
 
 
 def test_validation_scores_regions(run: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import volseg
 from volseg.cli import main
 from volseg.config import load_config
-from volseg.inference.windows import count_at_once, predict_scores
+from volseg.inference.windows import choose_axis, count_at_once, stream_scores
 from volseg.planning import Plan
 
 PIXEL, THICK = 1.4, 8.0
@@ -110,28 +110,34 @@ def test_a_volume_is_predicted_slice_by_slice(run: Path) -> None:
     assert np.abs(first[..., 1] - first[..., 3]).max() > 0.01
 
 
+@torch.no_grad()
+def collect(network: torch.nn.Module, image: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
+    axis = choose_axis(image.shape[1:], window)
+    at_once = count_at_once(window, torch.device("cpu"))
+    parts = stream_scores(network, image, window, at_once=at_once, axis=axis)
+    return torch.cat([part.clone() for part in parts], axis + 1)
+
+
 def test_several_slices_go_through_the_network_at_once(run: Path) -> None:
     predictor = volseg.Predictor.load(run, device="cpu")
     network, plan = predictor.model.networks[0], predictor.model.facts.plan
     image = torch.from_numpy(make_volume(4)[0])[None]
     sizes: list[int] = []
     hook = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    scores = predict_scores([network], image, plan.patch, torch.device("cpu"))
+    scores = collect(network, image, plan.patch)
     hook.remove()
     # Windows of 16 in 26 and 22 pixels, half overlapping: 3 x 2, in 5 slices.
     assert sizes == [30]
-    alone = [
-        predict_scores([network], image[..., z : z + 1], plan.patch, torch.device("cpu"))
-        for z in range(image.shape[-1])
-    ]
+    alone = [collect(network, image[..., z : z + 1], plan.patch) for z in range(image.shape[-1])]
     torch.testing.assert_close(scores, torch.cat(alone, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_windows_of_volumes_go_one_by_one() -> None:
-    assert count_at_once((192, 160, 1), 1) == 8
-    assert count_at_once((1024, 1024, 1), 1) == 1
-    assert count_at_once((1024, 1024, 1), 4) == 4
-    assert count_at_once((16, 16, 16), 1) == 1
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert count_at_once((192, 160, 1), cpu) == 8
+    assert count_at_once((1024, 1024, 1), cpu) == 1
+    assert count_at_once((1024, 1024, 1), gpu) == 4
+    assert count_at_once((16, 16, 16), cpu) == 1
 
 
 def test_a_run_on_slices_goes_on_and_starts_others(

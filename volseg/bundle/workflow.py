@@ -7,8 +7,8 @@ from typing import Any
 from volseg.data.cases import Classes
 from volseg.errors import ConfigError
 from volseg.extensions import check_name, is_registered
+from volseg.inference.decoding import region_decoding
 from volseg.inference.model import BUNDLE_WEIGHTS, ModelFacts
-from volseg.inference.windows import OVERLAP, SIGMA_SCALE, count_at_once, region_decoding
 from volseg.networks import list_networks
 from volseg.planning.plan import Plan
 
@@ -84,12 +84,9 @@ _EVALUATION = {
 
 def _inferer(plan: Plan) -> dict[str, Any]:
     return {
-        "_target_": "SlidingWindowInferer",
+        "_target_": "volseg.inference.SlidingWindow",
         "roi_size": list(plan.patch),
-        "sw_batch_size": count_at_once(plan.patch, 1),
-        "overlap": OVERLAP,
-        "mode": "gaussian",
-        "sigma_scale": SIGMA_SCALE,
+        # Logits of the whole volume are too much for many a GPU.
         "device": "$torch.device('cpu')",
     }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from volseg._version import __version__
+from volseg.cli import options as opt
 from volseg.errors import DataError
 
 app = typer.Typer(
@@ -19,30 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
-
-DatasetPath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATASET",
-        help="Folder (MSD, nnU-Net raw, BraTS, images/ with labels/) or CSV/JSON datalist.",
-    ),
-]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or bundle.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML configuration.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override, as in plan.width=16. Repeatable."),
-]
-Minutes = Annotated[float | None, typer.Option(help="Training time, validations included.")]
-NetworkName = Annotated[
-    str | None,
-    typer.Option("--network", help="Name, or MODULE:FUNCTION of your own, which is imported."),
-]
-CheckpointName = Annotated[
-    Literal["last", "best"], typer.Option("--checkpoint", help="Best by validation, or last.")
-]
 
 
 def _version(is_wanted: bool) -> None:
@@ -62,10 +39,10 @@ def volseg(
 
 @app.command()
 def check(
-    dataset: DatasetPath,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    dataset: opt.DatasetPath,
+    config: opt.ConfigFile = None,
+    overrides: opt.Overrides = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """List what is wrong with a dataset, file by file, with the cure. Exit code 0 or 3."""
     from volseg.config import load_config
@@ -100,13 +77,13 @@ def check(
 
 @app.command()
 def plan(
-    dataset: DatasetPath,
+    dataset: opt.DatasetPath,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder.")],
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    minutes: Minutes = None,
-    network: NetworkName = None,
-    as_json: AsJson = False,
+    config: opt.ConfigFile = None,
+    overrides: opt.Overrides = None,
+    minutes: opt.Minutes = None,
+    network: opt.NetworkName = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Write fingerprint.json and plan.yaml for this CPU and this time; edit before training."""
     from volseg.cli.own_code import take_code
@@ -126,11 +103,11 @@ def plan(
 
 @app.command()
 def train(
-    dataset: DatasetPath,
+    dataset: opt.DatasetPath,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder.")],
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    minutes: Minutes = None,
+    config: opt.ConfigFile = None,
+    overrides: opt.Overrides = None,
+    minutes: opt.Minutes = None,
     epochs: Annotated[int | None, typer.Option(help="Length in epochs instead.")] = None,
     fold: Annotated[str, typer.Option(help="Validation fold, or all for each in turn.")] = "0",
     patience: Annotated[
@@ -145,15 +122,15 @@ def train(
             "--resume", help="Go on with a stopped one; extend a finished one by a length."
         ),
     ] = False,
-    network: NetworkName = None,
+    network: opt.NetworkName = None,
     loss: Annotated[
         str | None, typer.Option(help="Name, or MODULE:FUNCTION of your own, which is imported.")
     ] = None,
     log: Annotated[
         list[str] | None, typer.Option(help="tensorboard or mlflow, besides history. Repeatable.")
     ] = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: opt.Device = "auto",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Train on a dataset; the run folder can predict at any time, also after Ctrl-C."""
     from volseg.cli.own_code import take_code, take_code_of
@@ -191,56 +168,50 @@ def train(
 
 @app.command()
 def predict(
-    model: ModelPath,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for label maps.")],
-    inputs: Annotated[
-        list[Path] | None, typer.Option("-i", "--input", help="Image or folder. Repeatable.")
-    ] = None,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGES]...")] = None,
-    validation: Annotated[
-        bool, typer.Option("--validation", help="The run's validation cases, each by its fold.")
-    ] = False,
-    fold: Annotated[int | None, typer.Option(help="Use one fold of the run.")] = None,
-    checkpoint: CheckpointName = "last",
-    suffix: Annotated[
-        str | None,
-        typer.Option(help=".nii.gz (default), .nii, .nrrd, .mha; pictures: .png (default), .tif."),
-    ] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them too.")] = False,
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="Average over mirror images; up to 8 times slower.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results.")] = False,
-    network: NetworkName = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    model: opt.ModelPath,
+    output: opt.ResultsFolder,
+    other_models: opt.OtherModels = None,
+    inputs: opt.Inputs = None,
+    more: opt.MoreInputs = None,
+    validation: opt.Validation = False,
+    fold: opt.OneFold = None,
+    checkpoint: opt.CheckpointName = "last",
+    suffix: opt.Suffix = None,
+    probabilities: opt.Probabilities = False,
+    uncertainty: opt.Uncertainty = False,
+    largest: opt.Largest = None,
+    min_volume: opt.MinVolume = None,
+    mirror: opt.Mirror = False,
+    step: opt.Step = 0.5,
+    overwrite: opt.Overwrite = False,
+    roi: opt.Roi = None,
+    roi_margin: opt.RoiMargin = 20.0,
+    network: opt.NetworkName = None,
+    device: opt.Device = "auto",
+    backend: opt.Backend = "auto",
+    precision: opt.Precision = "auto",
+    memory: opt.Memory = None,
+    threads: opt.Threads = None,
+    shard: opt.Shard = None,
+    ray: opt.RayAddress = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Segment files or folders; every label map lies on its source's grid. Exit code 0 or 3."""
+    """Segment files or folders; every label map lies on its source's grid.
+
+    Exit code 0, or 3 if a case was bad, or 4 if the machine could not do one; the others are
+    done. What an earlier call has finished is kept.
+    """
+    typed = {name: value for name, value in locals().items() if name != "as_json"}
     from volseg.cli.own_code import take_code_of
-    from volseg.cli.predicting import PredictOptions, predict_inputs, predict_validation
+    from volseg.cli.predicting import Request, format_result
 
     take_code_of(model, network)
-    options = PredictOptions(
-        output=output,
-        folds=None if fold is None else (fold,),
-        checkpoint=checkpoint,
-        suffix=suffix,
-        probabilities=probabilities,
-        mirror=mirror,
-        overwrite=overwrite,
-        device=device,
-    )
-    images = [*(inputs or ()), *(more or ())]
-    if validation:
-        result = predict_validation(model, images, options)
-    else:
-        result = predict_inputs(model, images, options)
+    result = Request(**typed).run()
     if as_json:
-        written = {case_id: str(path) for case_id, path in result.written.items()}
-        _print_json({"written": written, "failed": result.failed})
+        _print_json(result.describe())
     else:
-        typer.echo(f"{len(result.written)} written to {output}, {len(result.failed)} failed.")
-    _end(bool(result.failed))
+        typer.echo(format_result(result, output))
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()
@@ -251,7 +222,7 @@ def evaluate(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the scores.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace scores.")] = False,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Score predictions: metrics.csv, summary.json and, for a dataset, a montage of cases."""
     from volseg.cli.scoring import format_summary, score
@@ -267,12 +238,12 @@ def evaluate(
 
 @app.command()
 def export(
-    run: ModelPath,
+    run: opt.ModelPath,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="New folder.")],
     fold: Annotated[int | None, typer.Option(help="Fold to export.")] = None,
-    checkpoint: CheckpointName = "last",
-    network: NetworkName = None,
-    as_json: AsJson = False,
+    checkpoint: opt.CheckpointName = "last",
+    network: opt.NetworkName = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Write a MONAI bundle that `python -m monai.bundle run` executes."""
     from volseg.bundle import export_bundle
@@ -302,7 +273,7 @@ def networks(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Option of the network. Repeatable."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """List the networks with their cost and source; draw one in the terminal."""
     from volseg.cli.networks import (
@@ -330,8 +301,8 @@ def demo(
         Path | None, typer.Option(help="Your own dataset instead of simulated heads.")
     ] = None,
     minutes: Annotated[float, typer.Option(help="Training time.")] = 3.5,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: opt.Device = "auto",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Simulate a small dataset, train, predict held-out subjects, score them, draw pictures."""
     from volseg.demo.run import run_demo

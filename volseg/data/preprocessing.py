@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,29 @@ class Placement:
     box: Box
     shape: tuple[int, ...]
 
+    def find_region(self, mask: NDArray[np.bool_], margin_mm: float) -> Box | None:
+        """The smallest block of the prepared array around a mask, None for an empty one.
+
+        Args:
+            mask: ``(*source shape)``.
+            margin_mm: that is added on all sides, as far as there are voxels.
+        """
+        canonical, grid = self.source.to_canonical(mask)
+        inside = canonical[self.box.slices]
+        if not inside.any():
+            return None
+        found = find_content(inside[None])
+        start, shape = [], []
+        for axis, (size, total) in enumerate(zip(self.shape, inside.shape, strict=True)):
+            margin = margin_mm / grid.spacing_mm[axis]
+            scale = size / total
+            # One voxel more on both sides, since results lie between the centres of a region's.
+            first = math.floor((found.start[axis] - margin) * scale) - 1
+            end = math.ceil((found.start[axis] + found.shape[axis] + margin) * scale) + 1
+            start.append(max(0, first))
+            shape.append(min(size, end) - start[-1])
+        return Box(tuple(start), tuple(shape))
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -45,6 +70,10 @@ class Prepared:
     image: Tensor
     label: Tensor | None
     placement: Placement
+    path: Path | None = None
+    """The file, or folder of a series, that the image was read from."""
+    coarse: Prepared | None = None
+    """The same image as another model sees it that says where to look."""
 
 
 def prepare(
@@ -72,18 +101,30 @@ def prepare(
     target_mm = plan.target_spacing(canonical.spacing_mm)
     shape = resampled_shape(box.shape, canonical.spacing_mm, target_mm)
     placement = Placement(image.geometry, canonical.shape, box, shape)
-    cropped = np.ascontiguousarray(array[(slice(None), *box.slices)], dtype=np.float32)
-    resampled = resample(torch.from_numpy(cropped), shape)
+    resampled = _resample_as_stored(array[(slice(None), *box.slices)], shape)
     normalised = torch.stack(
         [normalise(c, n) for c, n in zip(resampled, plan.normalisation, strict=True)]
     )
     # Zero is no intensity of a CT: a channel that is not there is zero for the network.
     normalised[list(image.absent)] = 0
     if label is None:
-        return Prepared(normalised, None, placement)
+        return Prepared(normalised, None, placement, image.path)
     label, _ = image.geometry.to_canonical(label)
     indices = torch.from_numpy(np.ascontiguousarray(label[box.slices]))
-    return Prepared(normalised, resample_labels(indices, num_classes, shape), placement)
+    return Prepared(normalised, resample_labels(indices, num_classes, shape), placement, image.path)
+
+
+def _resample_as_stored(array: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
+    """Resample ``(C, *S)`` of any memory layout to contiguous ``(C, *shape)`` float32.
+
+    Files store the first axis fastest. Copying a large volume against the order of its memory takes
+    longer than resampling it, so the axes are put in order after that.
+    """
+    order = sorted(range(len(shape)), key=lambda axis: -abs(array.strides[1 + axis]))
+    stored = array.transpose(0, *(1 + axis for axis in order))
+    tensor = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32))
+    resampled = resample(tensor, [shape[axis] for axis in order])
+    return resampled.permute(0, *(1 + order.index(axis) for axis in range(len(shape)))).contiguous()
 
 
 def _check_channels(image: Image, plan: Plan) -> None:

@@ -29,7 +29,7 @@ __all__ = [
     "write_splits",
 ]
 
-_FOLDS_FILE = "folds.json"
+FOLDS_FILE = "folds.json"
 
 
 class _PredictedFolds(Record):
@@ -148,14 +148,14 @@ def read_folds(predictions: Path) -> dict[str, int]:
     Raises:
         DataError: its ``folds.json`` is damaged.
     """
-    path = predictions / _FOLDS_FILE
+    path = predictions / FOLDS_FILE
     return _PredictedFolds.read_json(path, DataError).folds if path.exists() else {}
 
 
 def remember_folds(predictions: Path, case_ids: Collection[str], fold: int) -> None:
     """Write beside predictions by which fold they were made, none of them seen in its training."""
     folds = {**read_folds(predictions), **dict.fromkeys(case_ids, fold)}
-    _PredictedFolds(folds=folds).write_json(predictions / _FOLDS_FILE)
+    _PredictedFolds(folds=folds).write_json(predictions / FOLDS_FILE)
 
 
 def forget_folds(predictions: Path, case_ids: Collection[str]) -> None:
@@ -163,7 +163,7 @@ def forget_folds(predictions: Path, case_ids: Collection[str]) -> None:
     folds = read_folds(predictions)
     if folds.keys() & set(case_ids):
         kept = {case_id: fold for case_id, fold in folds.items() if case_id not in case_ids}
-        _PredictedFolds(folds=kept).write_json(predictions / _FOLDS_FILE)
+        _PredictedFolds(folds=kept).write_json(predictions / FOLDS_FILE)
 
 
 def _digest(seed: int, patient_id: str) -> bytes:

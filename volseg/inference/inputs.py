@@ -9,7 +9,7 @@ from pathlib import Path
 from volseg.data.cases import Case
 from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError, DataError
-from volseg.images import IMAGE_SUFFIXES, image_stem, read_header
+from volseg.images import IMAGE_SUFFIXES, image_stem, is_series, read_header
 
 _CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
 
@@ -17,10 +17,12 @@ _CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
 def find_inputs(
     paths: Sequence[Path], num_channels: int, optional: Collection[int] = ()
 ) -> list[Case]:
-    """Collect cases from image files, folders of images, and dataset folders.
+    """Collect cases from image files, folders of images, DICOM series, and dataset folders.
 
-    Files named ``CASE_0000``, ``CASE_0001``, ... are the channels of one case when the model takes
-    several; a single file may hold all channels.
+    A folder with DICOM files is one case, and one with such folders, at any depth, a case for each,
+    named by the way to it. Files named
+    ``CASE_0000``, ``CASE_0001``, ... are the channels of one case when the model takes several; a
+    single file may hold all channels.
 
     Args:
         paths: files and folders.
@@ -52,18 +54,52 @@ def find_inputs(
     return cases
 
 
+def select_shard(cases: Sequence[Case], shard: str | None) -> Sequence[Case]:
+    """The cases of one of several jobs that share them, as ``2/8``; all of them for None.
+
+    They are dealt out by the size of their files, so that all jobs have about as much to do.
+
+    Raises:
+        ConfigError: not two numbers, the first from 1 to the second.
+    """
+    if shard is None:
+        return cases
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(f"--shard {shard}; expected a number and how many, as in 1/8 to 8/8.")
+    return sorted(cases, key=_size)[::-1][number - 1 :: count]
+
+
+def _size(case: Case) -> tuple[int, str]:
+    files = (
+        inner for path in case.files for inner in (path.iterdir() if path.is_dir() else [path])
+    )
+    # One that is not there fails as a case of its own.
+    return sum(file.stat().st_size for file in files if file.exists()), case.case_id
+
+
 def _in_folder(folder: Path, num_channels: int, optional: Collection[int]) -> list[Case]:
-    """Images directly inside; else the cases of a dataset folder."""
+    """A DICOM series; or images directly inside and series in its folders; or else a dataset."""
+    if is_series(folder):
+        return [_of_series(folder, folder.resolve().name)]
     files = sorted(
         file
         for file in folder.iterdir()
         if file.is_file() and not file.name.startswith(".") and _is_image(file)
     )
-    if files:
-        return _group(files, num_channels, optional)
+    inside = sorted(path for path in folder.rglob("*") if path.is_dir() and is_series(path))
+    # Patients, studies and series often lie in folders within folders.
+    series = [_of_series(path, "_".join(path.relative_to(folder).parts)) for path in inside]
+    if files or series:
+        return [*_group(files, num_channels, optional), *series]
     # Which of them the model can do without is for its plan to say, case by case.
     dataset = find_dataset(folder, None)
     return [case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases]
+
+
+def _of_series(folder: Path, name: str) -> Case:
+    return Case(case_id=name, images=(folder,), patient_id=name)
 
 
 def _is_image(path: Path) -> bool:

@@ -6,7 +6,8 @@ A run folder holds ``plan.yaml``, ``dataset.json`` and ``fold_K/checkpoint_*.pt`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from volseg.config import Record
 from volseg.data.cases import Classes, Dataset
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.networks import SegmentationNetwork, build_network, prefer_speed_
-from volseg.networks.weights import load_weights
+from volseg.networks.weights import digest_weights, load_weights
 from volseg.planning.plan import Plan
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
 
@@ -37,38 +38,66 @@ class ModelFacts(Record):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Networks in eval mode on `device`, one per fold, that were trained with one plan."""
+    """Networks in eval mode on `device`, one per fold, that were trained with one plan.
+
+    `digest` tells their weights from any others.
+    """
 
     networks: tuple[nn.Module, ...]
     facts: ModelFacts
     device: torch.device
+    digest: str
 
 
 def load_model(
-    folder: Path,
+    folders: Path | Sequence[Path],
     device: str = "auto",
     folds: tuple[int, ...] | None = None,
     checkpoint: Checkpoint = "last",
 ) -> Model:
-    """Load a run folder or a bundle.
+    """Load a run folder or a bundle, or several, whose networks are averaged.
 
     Args:
-        folder: the model folder.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        folds: which folds of a run; by default every fold that was trained.
+        folders: one model folder or several, whose networks may differ, but neither how images are
+            prepared, nor the patch, nor the classes.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        folds: which folds of each run; by default every fold that was trained.
         checkpoint: ``last``, or ``best`` by the validation during training.
 
     Raises:
-        ConfigError: the folder is no model, or has not the fold.
+        ConfigError: a folder is no model, or has not the fold, or two do not go together.
         DataError: damaged weights, or weights that do not fit the plan.
         MachineError: no such device.
     """
     chosen = choose_device(device)
-    facts = read_facts(folder)
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    every = [read_facts(folder) for folder in folders]
+    for folder, facts in zip(folders[1:], every[1:], strict=True):
+        _check_together(folders[0], every[0], folder, facts)
+    paths = [find_weights(folder, folds, checkpoint) for folder in folders]
     networks = tuple(
-        _load_network(facts, path, chosen) for path in find_weights(folder, folds, checkpoint)
+        _load_network(facts, path, chosen)
+        for facts, own in zip(every, paths, strict=True)
+        for path in own
     )
-    return Model(networks, facts, chosen)
+    return Model(networks, every[0], chosen, digest_weights([p for own in paths for p in own]))
+
+
+def _check_together(folder: Path, facts: ModelFacts, other: Path, others: ModelFacts) -> None:
+    """Refuse models that do not see the same images or do not give the same classes.
+
+    Raises:
+        ConfigError: names the first value that differs.
+    """
+    pairs = {"classes": (facts.classes, others.classes)}
+    for key in ("spatial_dims", "spacing_mm", "patch", "normalisation"):
+        pairs[key] = (getattr(facts.plan, key), getattr(others.plan, key))
+    for key, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise ConfigError(
+                f"{other} has {key} {theirs}, and {folder} {ours}; expected the same, since both "
+                "see the same windows. Predict with one of them."
+            )
 
 
 def read_facts(folder: Path) -> ModelFacts:
@@ -150,7 +179,7 @@ def check_same_plan(state: Mapping[str, Any], plan: Plan, path: Path) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, else the CPU.
+    """``auto`` is the first CUDA device, else the CPU; a Mac's GPU is ``mps``.
 
     Raises:
         ConfigError: not a device name.
@@ -158,12 +187,11 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name}; expected auto, cpu, cuda or cuda:N.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}; expected auto, cpu, cuda or cuda:N.")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name}; expected auto, cpu, cuda, cuda:N or mps.")
+    device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("device mps is not there; expected a Mac with a GPU. Use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError(
             f"device {name} is not there; this machine has {torch.cuda.device_count()} CUDA "

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from volseg.data.cases import Classes
+from volseg.data.content import Box
 from volseg.data.mirroring import plan_mirroring
-from volseg.data.preprocessing import prepare
+from volseg.data.preprocessing import Prepared, prepare
 from volseg.data.reading import read_channels
-from volseg.errors import DataError
+from volseg.errors import ConfigError, DataError, MachineError
 from volseg.geometry import Geometry
-from volseg.images import Image, from_nibabel, write_image, write_labels
+from volseg.images import Image, from_nibabel, from_sitk, read_header, write_image, write_labels
+from volseg.inference.backends import Place, WindowShape, choose_precision, prepare_backends
+from volseg.inference.members import Members
+from volseg.inference.memory import Strips, free_bytes, plan_strips, resident_bytes, stays_on
 from volseg.inference.model import Checkpoint, Model, load_model
-from volseg.inference.native_grid import restore_classes, restore_probabilities
-from volseg.inference.windows import predict_scores, to_class_scores
+from volseg.inference.native_grid import NativeGrid
+from volseg.inference.options import Options
+from volseg.inference.postprocessing import count_values, plan_postprocessing
+from volseg.inference.uncertainty import UncertaintyName
+from volseg.inference.windows import CPU, count_at_once, stream_scores
+from volseg.planning.cost import compute_cost
+from volseg.planning.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
+
+_COUNTABLE = 2**16
+"""Label values below are counted in one pass."""
+_OUTPUTS = 5
+"""A window's scores that are held at a time."""
+_COPIES = 3
+"""Of an image in float32 while it is read and prepared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +59,31 @@ class Segmentation:
         geometry: the source's grid.
         classes: names and values.
         probabilities: (K, *S) float32 of the classes, or of the regions, only if asked for.
+        uncertainty: maps (*S) float16 from 0 to 1 by name, only if asked for.
+        path: the file, or folder of a DICOM series, that was segmented.
     """
 
     labels: NDArray[Any]
     geometry: Geometry
     classes: Classes
     probabilities: NDArray[np.float32] | None = None
+    uncertainty: Mapping[UncertaintyName, NDArray[np.float16]] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of every class but the background, by name; of a picture its area in mm²/1000."""
+        pairs = list(zip(self.classes.names[1:], self.classes.values[1:], strict=True))
+        voxel_ml, values = _voxel_ml(self.geometry), self.classes.values
+        if min(values) < 0 or max(values) >= _COUNTABLE:
+            return {name: int((self.labels == value).sum()) * voxel_ml for name, value in pairs}
+        counts = count_values(self.labels, max(values) + 1)
+        return {name: int(counts[value]) * voxel_ml for name, value in pairs}
 
     def save(self, path: PathLike) -> None:
         """Write the label map to `path`; the format follows from the suffix."""
-        write_labels(Path(path), self.labels, self.geometry)
+        names = dict(zip(self.classes.values[1:], self.classes.names[1:], strict=True))
+        write_labels(Path(path), self.labels, self.geometry, names, self.path)
 
     def save_probabilities(self, path: PathLike) -> None:
         """Write the probabilities, one channel per class or region.
@@ -55,72 +95,244 @@ class Segmentation:
             raise ValueError("no probabilities were kept; predict with probabilities=True.")
         write_image(Path(path), self.probabilities, self.geometry)
 
+    def save_uncertainty(self, name: UncertaintyName, path: PathLike) -> None:
+        """Write a map of `uncertainty`.
+
+        Raises:
+            ValueError: the prediction was made without it.
+        """
+        if name not in self.uncertainty:
+            raise ValueError(f"no {name} was kept; predict with uncertainty=True.")
+        write_image(Path(path), self.uncertainty[name][None], self.geometry)
+
 
 class Predictor:
-    """Segments images with a loaded model.
+    """Segments images with a loaded model; several threads may call it at once.
+
+    Attributes:
+        model: the loaded model.
+        options: how it predicts.
+        locator: what says where to look; None for everywhere.
 
     >>> predictor = Predictor.load("runs/hippocampus")  # doctest: +SKIP
     >>> predictor("patient.nii.gz").save("patient_seg.nii.gz")  # doctest: +SKIP
     """
 
-    def __init__(self, model: Model, *, mirror: bool = False) -> None:
-        """Keep a loaded model; see `load` for `mirror`."""
-        self.model = model
-        facts = model.facts
-        mirroring = plan_mirroring(facts.classes, facts.plan.spatial_dims)
-        self.mirroring = mirroring if mirror else None
+    def __init__(
+        self, model: Model, options: Options | None = None, locator: Locator | None = None
+    ) -> None:
+        """Keep a loaded model; see `load` for the other arguments, and for what is raised."""
+        self.model, self.options, self.locator = model, options or Options(), locator
+        plan, classes = model.facts.plan, model.facts.classes
+        if locator is not None:
+            _check_locator(locator.predictor.model.facts.plan, plan)
+        # Under a ceiling one image after the other, whoever calls.
+        self._turn = nullcontext() if self.options.memory_gb is None else threading.Lock()
+        self._at_once = count_at_once(plan.patch, model.device)
+        shape = WindowShape(self._at_once, len(plan.normalisation), plan.patch)
+        precision = choose_precision(
+            self.options.precision,
+            model.networks,
+            shape,
+            model.device,
+            weights=model.digest,
+            overlapping=bool(classes.regions),
+        )
+        where = Place(model.device, precision)
+        self._members = Members(
+            prepare_backends(self.options.backend, model.networks, shape, where),
+            model.device,
+            precision=precision,
+            overlapping=bool(classes.regions),
+            mirroring=plan_mirroring(classes, plan.spatial_dims) if self.options.mirror else None,
+        )
+        self._postprocessing = plan_postprocessing(
+            classes, self.options.largest, self.options.least_ml
+        )
+        cost = compute_cost(plan.network, plan.patch, len(plan.normalisation), classes.num_outputs)
+        # All feature maps, of which a prediction holds a part at a time, and the scores of the
+        # mirror images and networks that are averaged.
+        outputs = _OUTPUTS * classes.num_outputs * math.prod(plan.patch)
+        self._window_bytes = 4 * (1e6 * cost.feature_mvoxels + outputs) * self._at_once
 
     @classmethod
     def load(
         cls,
         folder: PathLike,
-        *,
+        *others: PathLike,
         device: str = "auto",
         folds: tuple[int, ...] | None = None,
         checkpoint: Checkpoint = "last",
-        mirror: bool = False,
+        options: Options | None = None,
+        locator: Locator | None = None,
     ) -> Predictor:
-        """Load a run folder or bundle.
+        """Load a run folder or bundle, or several, which are averaged.
 
         Args:
             folder: see `volseg.inference.load_model`, also for what it raises.
+            others: see there.
             device: see there.
             folds: see there.
             checkpoint: see there.
-            mirror: average over mirror images, up to eight times the work. For a model that was
-                trained with them (``augmentation.flip``); left and right are kept apart.
-        """
-        return cls(load_model(Path(folder), device, folds, checkpoint), mirror=mirror)
+            options: how it predicts.
+            locator: what says where to look: beside that is background.
 
-    def __call__(self, image: Any, *, probabilities: bool = False) -> Segmentation:
+        Raises:
+            ConfigError: an option names a class that the model has not.
+            MachineError: the backend is not there, or does not give what torch gives.
+        """
+        paths = [Path(each) for each in (folder, *others)]
+        return cls(load_model(paths, device, folds, checkpoint), options, locator)
+
+    def describe(self) -> dict[str, Any]:
+        """What besides the weights decides the labels, as plain data."""
+        locator = self.locator and {
+            "model": self.locator.predictor.model.digest,
+            "margin_mm": self.locator.margin_mm,
+        }
+        return {**self.options.describe(), **({"locator": locator} if locator else {})}
+
+    def __call__(
+        self, image: Any, *, probabilities: bool = False, uncertainty: bool = False
+    ) -> Segmentation:
         """Segment one image.
 
         Args:
-            image: a path; a sequence of paths, one per channel, None for one that is not there; a
-                nibabel image; or a pair of an array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine
-                (index to RAS+ mm).
+            image: a path, also of the folder of a DICOM series; a sequence of paths, one per
+                channel, None for one that is not there; a nibabel or SimpleITK image; or a pair of
+                an array ``(*S)`` or ``(C, *S)`` and its (4, 4) affine (index to RAS+ mm).
             probabilities: also keep the probability of each class or region.
+            uncertainty: also keep a map of the entropy and, with several folds, one of how much
+                they disagree; see `volseg.inference.uncertainty`.
 
         Raises:
             DataError: the image is bad or has not the model's channels, but for those that it was
                 trained without.
+            MachineError: it takes more memory than it may.
         """
+        prepared = self.read(image)
+        return self.segment(prepared, probabilities=probabilities, uncertainty=uncertainty)
+
+    def read(self, image: Any) -> Prepared:
+        """Read an image and prepare it for the network; the arguments are those of a call."""
+        self._check_room_to_read(image)
         source = self._read(image)
-        plan, classes = self.model.facts.plan, self.model.facts.classes
-        prepared = prepare(source, plan)
-        scores = predict_scores(
-            self.model.networks,
-            prepared.image,
-            plan.patch,
-            self.model.device,
-            overlapping=bool(classes.regions),
-            mirroring=self.mirroring,
+        prepared = prepare(source, self.model.facts.plan)
+        if self.locator is None:
+            return prepared
+        return replace(prepared, coarse=prepare(source, self.locator.predictor.model.facts.plan))
+
+    @torch.inference_mode()
+    def segment(
+        self, prepared: Prepared, *, probabilities: bool = False, uncertainty: bool = False
+    ) -> Segmentation:
+        """Segment what `read` gave."""
+        with self._turn:
+            return self._segment(prepared, probabilities=probabilities, uncertainty=uncertainty)
+
+    def _segment(
+        self, prepared: Prepared, *, probabilities: bool, uncertainty: bool
+    ) -> Segmentation:
+        classes, placement = self.model.facts.classes, prepared.placement
+        maps = self.uncertainty_maps if uncertainty else ()
+        grid = NativeGrid(placement, classes, probabilities=probabilities, uncertainty=maps)
+        members = replace(self._members, shows_disagreement="disagreement" in maps)
+        num_scores = classes.num_outputs + members.shows_disagreement
+        strips, device = self._plan_strips(prepared, num_scores, grid.map_bytes)
+        for strip in strips.regions:
+            self._fill(grid, prepared.image, members, strip, strips.axis, device)
+        voxel_ml = _voxel_ml(placement.source)
+        self._postprocessing.apply(grid.labels, classes.values[0], voxel_ml)
+        return Segmentation(
+            grid.labels,
+            placement.source,
+            classes,
+            grid.probabilities,
+            grid.uncertainty,
+            prepared.path,
         )
-        kept = restore_probabilities(scores, prepared.placement, classes) if probabilities else None
-        labels = classes.decode(
-            restore_classes(to_class_scores(scores, classes), prepared.placement)
-        )
-        return Segmentation(labels, source.geometry, classes, kept)
+
+    def _plan_strips(
+        self, prepared: Prepared, num_scores: int, map_bytes: int
+    ) -> tuple[Strips, torch.device]:
+        """What is predicted at a time, and where its scores are blended."""
+        region, device = self._find_region(prepared), self.model.device
+        window, shape = self.model.facts.plan.patch, prepared.placement.shape
+        plan = partial(plan_strips, region, shape, window, num_scores, step=self.options.step)
+        if stays_on(device, plan().blend_bytes + self._window_bytes):
+            return plan(), device
+        return plan(self._room(map_bytes)), CPU
+
+    def _fill(
+        self,
+        grid: NativeGrid,
+        image: Tensor,
+        members: Members,
+        strip: Box,
+        axis: int,
+        device: torch.device,
+    ) -> None:
+        """Predict a strip; what that holds is free again behind it."""
+        filling = grid.open(strip, axis)
+        for scores in stream_scores(
+            members,
+            image,
+            self.model.facts.plan.patch,
+            step=self.options.step,
+            at_once=self._at_once,
+            axis=axis,
+            region=strip,
+            device=device,
+        ):
+            filling.add(scores)
+
+    def _find_region(self, prepared: Prepared) -> Box:
+        """Where to look, on the network's grid."""
+        placement = prepared.placement
+        everywhere = Box((0,) * len(placement.shape), placement.shape)
+        if self.locator is None or prepared.coarse is None:
+            return everywhere
+        predictor = self.locator.predictor
+        found = predictor.segment(prepared.coarse).labels
+        background = predictor.model.facts.classes.values[0]
+        region = placement.find_region(found != background, self.locator.margin_mm)
+        if region is None:
+            logger.warning("%s: the locator finds nothing; all of it is segmented", prepared.path)
+        return region or everywhere
+
+    @property
+    def uncertainty_maps(self) -> tuple[UncertaintyName, ...]:
+        """The maps that there are for this model."""
+        return ("entropy", "disagreement") if len(self.model.networks) > 1 else ("entropy",)
+
+    @property
+    def works_ahead(self) -> bool:
+        """Whether there may be memory for more than one image at a time."""
+        return self.options.memory_gb is None
+
+    def _room(self, map_bytes: int) -> float:
+        """Bytes that the scores in flight may take, besides maps that are not yet filled."""
+        free = free_bytes(CPU)
+        if self.options.memory_gb is not None:
+            free = min(free, 1e9 * self.options.memory_gb - resident_bytes())
+        in_windows = self._window_bytes if self.model.device.type == "cpu" else 0.0
+        return free - map_bytes - in_windows
+
+    def _check_room_to_read(self, image: Any) -> None:
+        """Refuse a file that alone would break the ceiling, before it is read."""
+        if self.options.memory_gb is None:
+            return
+        files = [image] if isinstance(image, (str, os.PathLike)) else image
+        if not isinstance(files, list | tuple) or np.shape(files[-1]) == (4, 4):
+            return
+        headers = [read_header(Path(file)) for file in files if file is not None]
+        voxels = sum(math.prod(grid.shape) * channels for grid, channels in headers)
+        needed = 4e-9 * _COPIES * voxels + 1e-9 * resident_bytes()
+        if needed > self.options.memory_gb:
+            raise MachineError(
+                f"{files[0]}: reading it takes this process to {needed:.1f} GB, above the "
+                f"{self.options.memory_gb:g} GB that it may take. Allow more with --memory."
+            )
 
     def _read(self, image: Any) -> Image:
         channels = self.model.facts.plan.channel_names
@@ -128,6 +340,8 @@ class Predictor:
             return read_channels([Path(image)], channels)
         if hasattr(image, "dataobj") and hasattr(image, "affine"):
             source = from_nibabel(image)
+        elif hasattr(image, "GetDirection") and hasattr(image, "GetSpacing"):
+            source = from_sitk(image)
         elif isinstance(image, tuple) and len(image) == 2 and np.shape(image[1]) == (4, 4):
             source = _from_array(np.asarray(image[0]), np.asarray(image[1]), len(channels))
         elif isinstance(image, Sequence) and image:
@@ -136,7 +350,7 @@ class Predictor:
         else:
             raise DataError(
                 f"cannot segment a {type(image).__name__}; expected a path, paths of the "
-                "channels, a nibabel image, or (array, affine)."
+                "channels, a nibabel or SimpleITK image, or (array, affine)."
             )
         if len(source.array) != len(channels):
             raise DataError(
@@ -144,6 +358,41 @@ class Predictor:
                 f"({', '.join(channels)})."
             )
         return Image(source.array.astype(np.float32), source.geometry, source.path)
+
+
+@dataclass(frozen=True)
+class Locator:
+    """A model, coarse and fast, that says where another one has to look.
+
+    Attributes:
+        predictor: where it finds anything but background; where it finds nothing, everywhere.
+        margin_mm: that is looked at around it.
+    """
+
+    predictor: Predictor
+    margin_mm: float = 20.0
+
+
+def _check_locator(coarse: Plan, plan: Plan) -> None:
+    """Refuse a locator that cannot read the images of the model.
+
+    Raises:
+        ConfigError: it has other channels, or another number of spatial axes.
+    """
+    ours, theirs = ((p.spatial_dims, len(p.channel_names)) for p in (plan, coarse))
+    if ours != theirs:
+        raise ConfigError(
+            f"the model that says where to look takes {theirs[0]}D images of {theirs[1]} "
+            f"channels; expected {ours[0]}D and {ours[1]}, as the model itself."
+        )
+
+
+def _voxel_ml(geometry: Geometry) -> float:
+    """Volume of a voxel; of a pixel its area in mm² / 1000."""
+    if geometry.spatial_dims == 2:
+        return math.prod(geometry.spacing_mm) / 1000
+    # The product of the spacings is too much where a grid is sheared.
+    return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
 
 
 def _from_array(array: NDArray[Any], affine: NDArray[Any], num_channels: int) -> Image:

@@ -1,20 +1,27 @@
-"""Overlapping windows over a prepared image: logits from patches that the network can take."""
+"""Overlapping windows over a prepared image: scores from patches that the network can take.
+
+The windows are taken row of windows by row of windows along one axis of the image. What no later
+window reaches is finished and leaves at once, so that of the scores no more than one window's
+extent along that axis is ever held, however long the volume is.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from monai.inferers import sliding_window_inference
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from monai.data.utils import compute_importance_map
+from torch import Tensor
+from torch.nn.functional import pad
 
-from volseg.data.cases import Classes
-from volseg.data.mirroring import Mirroring
+from volseg.data.content import Box
 
-OVERLAP = 0.5
+CPU = torch.device("cpu")
+STEP = 0.5
+"""From window to window, as a share of the window."""
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weight as a share of the window, as in nnU-Net and MONAI."""
 SLICE_PIXELS = 512**2
@@ -22,131 +29,192 @@ SLICE_PIXELS = 512**2
 
 
 @torch.inference_mode()
-def predict_scores(
-    networks: Sequence[nn.Module],
+def stream_scores(
+    score: Callable[[Tensor], Tensor],
     image: Tensor,
     window: Sequence[int],
-    device: torch.device,
     *,
-    overlapping: bool = False,
-    mirroring: Mirroring | None = None,
-) -> Tensor:
-    """Scores ``(K, *S)`` float32 for a prepared image ``(C, *S)``, on the CPU.
+    step: float = STEP,
+    at_once: int = 1,
+    axis: int = 0,
+    region: Box | None = None,
+    device: torch.device = CPU,
+) -> Iterator[Tensor]:
+    """Blend the scores of overlapping windows, and give them away part by part.
 
-    One network gives its logits. Of several, whose logits have no common scale, the probabilities
-    are averaged; the scores are then logits of the mean.
+    Places and weights of the windows are those of MONAI's `SlidingWindowInferer` with Gaussian
+    weights, so that a bundle gives the same scores.
 
     Args:
-        networks: in eval mode on `device`.
-        image: normalised, at the plan's spacing; an axis shorter than the window is zero-padded.
+        score: windows (B, C, *window) to scores (B, K, *window) float32, on any device.
+        image: normalised, ``(C, *S)``; an axis shorter than the window is zero-padded.
         window: voxels per axis.
-        device: where the windows run.
-        overlapping: whether the outputs are regions (sigmoid) and not classes (softmax).
-        mirroring: logits are averaged over the window and all its mirror images along these axes,
-            but those of a single voxel.
+        step: from window to window, as a share of the window.
+        at_once: windows per call of `score`.
+        axis: of the image along which the parts follow each other; see `choose_axis`.
+        region: what is wanted of the image; windows beside it are left out. By default all of it.
+        device: where the scores are blended.
+
+    Yields:
+        Scores (K, *part), one part after the other; together they are those of the region. A part
+        is valid until the next one is asked for.
     """
-    members = [_predict(network, image, window, device, mirroring) for network in networks]
-    if len(members) == 1:
-        return members[0]
-    # The number of members cancels out of a sigmoid's logits, and is a constant in a softmax's.
-    stacked = torch.stack(members)
-    if overlapping:
-        return logsigmoid(stacked).logsumexp(0) - logsigmoid(-stacked).logsumexp(0)
-    return stacked.log_softmax(1).logsumexp(0) - math.log(len(members))
+    padded, margins = _pad_to_window(image, window)
+    region = region or Box((0,) * len(window), tuple(image.shape[1:]))
+    lines = _place_windows(region, padded.shape[1:], window, step, margins)
+    weight = compute_importance_map(
+        tuple(window), mode="gaussian", sigma_scale=SIGMA_SCALE, device=device
+    )
+    rows, extents = lines[axis].starts, [line.extent for line in lines]
+    # Single slices are too little work to go one by one, so several rows of them go together.
+    per_row = math.prod(len(line.starts) for a, line in enumerate(lines) if a != axis)
+    together = max(1, at_once // per_row) if window[axis] == 1 else 1
+    extents[axis] = window[axis] + together - 1
+    blend = _Blend(extents, axis, weight)
+    for place in range(0, len(rows), together):
+        current, following = rows[place : place + together], rows[place + together :]
+        starts = [current if a == axis else line.starts for a, line in enumerate(lines)]
+        origin = [own[0] for own in starts]
+        corners = list(itertools.product(*starts))
+        for group in (corners[a : a + at_once] for a in range(0, len(corners), at_once)):
+            windows = torch.stack([_cut(padded, corner, window) for corner in group])
+            for corner, scores in zip(group, score(windows), strict=True):
+                blend.add(scores, [a - b for a, b in zip(corner, origin, strict=True)])
+        stop = following[0] if following else current[-1] + window[axis]
+        finished = blend.finish(stop - current[0])
+        wanted = [line.wanted() for line in lines]
+        wanted[axis] = lines[axis].wanted(current[0], stop)
+        if wanted[axis].start < wanted[axis].stop:
+            yield finished[(slice(None), *wanted)]
+        blend.advance(stop - current[0])
 
 
-def to_class_scores(scores: Tensor, classes: Classes) -> Tensor:
-    """Scores ``(K, *S)`` of the classes from those of the network's outputs.
-
-    The likelihood of a class is that of its regions being there and the others not, so that up to
-    a constant its logarithm is the sum of its regions' logits; that of the background is zero.
-    The class with the largest score is thus the most likely one that the regions allow.
-
-    Args:
-        scores: logits (R, *S) of the regions, or scores of the classes, which are returned.
-        classes: of the model.
-    """
-    if not classes.regions:
-        return scores
-    weights, offsets = region_decoding(classes)
-    offset = torch.tensor(offsets).reshape(-1, *[1] * (scores.dim() - 1))
-    combined: Tensor = torch.tensordot(torch.tensor(weights), scores, 1)
-    return combined + offset
+def find_extent(
+    region: Box, shape: Sequence[int], window: Sequence[int], step: float = STEP
+) -> tuple[int, ...]:
+    """Voxels per axis that the windows of a region cover, in an image of `shape`."""
+    sizes = [max(size, edge) for size, edge in zip(shape, window, strict=True)]
+    lines = _place_windows(region, sizes, window, step, [0] * len(sizes))
+    return tuple(line.extent for line in lines)
 
 
-def region_decoding(classes: Classes) -> tuple[list[list[float]], list[float]]:
-    """Weight of each region's logit (K x R) in the score of each class, and what is added (K).
-
-    A class in no region is never predicted. Its offset is finite, since scores are interpolated.
-    """
-    weights = [
-        [float(index in indices) for indices in classes.region_indices]
-        for index in range(classes.num_classes)
+def _place_windows(
+    region: Box,
+    sizes: Sequence[int],
+    window: Sequence[int],
+    step: float,
+    margins: Sequence[int],
+) -> list[_Starts]:
+    """Of an image of `sizes`, whose padding has `margins` in front."""
+    facts = zip(sizes, window, margins, region.start, region.shape, strict=True)
+    return [
+        _Starts.over(list_starts(size, edge, step), edge, margin + first, length)
+        for size, edge, margin, first, length in facts
     ]
-    offsets = [0.0 if index == 0 or any(row) else -1e4 for index, row in enumerate(weights)]
-    return weights, offsets
 
 
-def count_at_once(window: Sequence[int], usual: int) -> int:
+@dataclass(frozen=True)
+class _Starts:
+    """Windows along one axis of a padded image that reach into what is wanted of it.
+
+    Attributes:
+        starts: their first voxels.
+        extent: voxels from the first one's start to the last one's end.
+        first: the first voxel that is wanted.
+        end: the one behind the last.
+    """
+
+    starts: tuple[int, ...]
+    extent: int
+    first: int
+    end: int
+
+    @classmethod
+    def over(cls, every: Sequence[int], window: int, first: int, length: int) -> _Starts:
+        """Those of all windows that reach into `length` voxels."""
+        end = first + length
+        starts = tuple(a for a in every if a < end and a + window > first)
+        return cls(starts, starts[-1] + window - starts[0], first, end)
+
+    def wanted(self, start: int | None = None, stop: int | None = None) -> slice:
+        """What is wanted of the voxels from `start` to `stop`, counted from `start`."""
+        start = self.starts[0] if start is None else start
+        stop = self.end if stop is None else stop
+        return slice(max(0, self.first - start), max(0, min(stop, self.end) - start))
+
+
+def list_starts(size: int, window: int, step: float = STEP) -> list[int]:
+    """First voxels of the windows that cover `size` voxels; the last one ends with them.
+
+    >>> list_starts(20, 8)
+    [0, 4, 8, 12]
+    >>> list_starts(21, 8)
+    [0, 4, 8, 12, 13]
+    """
+    # Rounded as MONAI does, whose overlap is 1 - step.
+    voxels = max(1, int(window * (1 - (1 - step))))
+    number = math.ceil((size - window) / voxels) + 1
+    return [min(place * voxels, size - window) for place in range(number)]
+
+
+def choose_axis(shape: Sequence[int], window: Sequence[int]) -> int:
+    """The axis along which the fewest scores are held at a time: that of the most windows."""
+    return max(range(len(shape)), key=lambda axis: shape[axis] / window[axis])
+
+
+def count_at_once(window: Sequence[int], device: torch.device) -> int:
     """Windows per call of the network: single slices are too little work to go one by one."""
+    usual = 4 if device.type == "cuda" else 1
     return max(usual, SLICE_PIXELS // math.prod(window)) if 1 in window else usual
 
 
-def list_mirrorings(mirroring: Mirroring, window: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every set of axes to mirror, none among them; an axis of a single voxel is in none."""
-    axes = [axis for axis in mirroring.axes if window[axis] > 1]
-    sets = (itertools.combinations(axes, number) for number in range(len(axes) + 1))
-    return list(itertools.chain.from_iterable(sets))
+class _Blend:
+    """Weighted sums of the scores of the windows that reach into the rows in flight."""
+
+    def __init__(self, shape: Sequence[int], axis: int, weight: Tensor) -> None:
+        self.shape, self.axis, self.weight = tuple(shape), axis, weight
+        self.sums: Tensor | None = None
+
+    def add(self, scores: Tensor, corner: Sequence[int]) -> None:
+        """Add the scores of a window that starts at `corner`, counted from the rows in flight."""
+        scores = scores.to(self.weight.device)
+        if self.sums is None:
+            # The last one is the sum of the weights.
+            self.sums = scores.new_zeros((len(scores) + 1, *self.shape))
+        target = _cut(self.sums, corner, self.weight.shape)
+        target[:-1].addcmul_(scores, self.weight)
+        target[-1].add_(self.weight)
+
+    def finish(self, rows: int) -> Tensor:
+        """Mean scores of the first rows, in place; `advance` by them before more are added."""
+        if self.sums is None:
+            raise ValueError("no window was added; expected some in each row of windows.")
+        done = self.sums.narrow(self.axis + 1, 0, rows)
+        return done[:-1].div_(done[-1])
+
+    def advance(self, rows: int) -> None:
+        """Move what follows the first rows to the front."""
+        if self.sums is None:
+            return
+        dim, left = self.axis + 1, self.shape[self.axis] - rows
+        for start in range(0, left, rows):
+            # Piece by piece, since source and target may overlap.
+            size = min(rows, left - start)
+            source = self.sums.narrow(dim, start + rows, size)
+            self.sums.narrow(dim, start, size).copy_(source)
+        self.sums.narrow(dim, left, rows).zero_()
 
 
-def choose_half(device: torch.device) -> torch.dtype:
-    """16 bits for the arithmetic of a GPU: with the range of float32 where it has them.
-
-    What a network computes in bfloat16 may be too large for float16. GPUs that would only emulate
-    bfloat16 do not have it.
-    """
-    with torch.cuda.device(device):
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float16
+def _cut(array: Tensor, corner: Sequence[int], window: Sequence[int]) -> Tensor:
+    places = (slice(a, a + n) for a, n in zip(corner, window, strict=True))
+    return array[(slice(None), *places)]
 
 
-def _predict(
-    network: nn.Module,
-    image: Tensor,
-    window: Sequence[int],
-    device: torch.device,
-    mirroring: Mirroring | None,
-) -> Tensor:
-    is_gpu = device.type == "cuda"
-    precision = choose_half(device) if is_gpu else torch.float32
-
-    def run(batch: Tensor) -> Tensor:
-        with torch.autocast(device.type, precision, enabled=is_gpu):
-            logits: Tensor = network(batch)
-        return logits.float()
-
-    def forward(batch: Tensor) -> Tensor:
-        if mirroring is None:
-            return run(batch)
-        total, flips = torch.zeros(()), list_mirrorings(mirroring, window)
-        for axes in flips:
-            dims = [axis + 2 for axis in axes]
-            logits = run(batch.flip(dims)).flip(dims)
-            # What the mirror shows as left is right.
-            total = total + (logits[:, list(mirroring.outputs)] if 0 in axes else logits)
-        return total / len(flips)
-
-    logits = sliding_window_inference(
-        image[None],
-        roi_size=tuple(window),
-        sw_batch_size=count_at_once(window, 4 if is_gpu else 1),
-        predictor=forward,
-        overlap=OVERLAP,
-        mode="gaussian",
-        sigma_scale=SIGMA_SCALE,
-        sw_device=device,
-        device=torch.device("cpu"),
-    )
-    if not isinstance(logits, Tensor):
-        raise TypeError("the network returned no single tensor in eval mode")
-    return logits[0]
+def _pad_to_window(image: Tensor, window: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Zeros on both sides of axes that are too short, and how many of them are in front."""
+    missing = [max(0, n - size) for n, size in zip(window, image.shape[1:], strict=True)]
+    if not any(missing):
+        return image, [0] * len(missing)
+    margins = [number // 2 for number in missing]
+    sides = [(front, total - front) for front, total in zip(margins, missing, strict=True)]
+    return pad(image, [n for side in reversed(sides) for n in side]), margins

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 
 from volseg.atomic import atomic_path, write_text
 from volseg.errors import DataError
+
+_DIGEST_LENGTH = 16
 
 
 def save_weights(path: Path, state: Mapping[str, Any]) -> None:
@@ -78,6 +80,12 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, An
     if not isinstance(state, dict):
         raise DataError(f"{path} holds a {type(state).__name__}; expected a checkpoint of volseg.")
     return state
+
+
+def digest_weights(paths: Sequence[Path]) -> str:
+    """A short text that tells these files from any others."""
+    hashes = " ".join(_hash(path) for path in paths)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def _sidecar(path: Path) -> Path:

@@ -72,8 +72,8 @@ def _time_step(
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             loss = network(image).float().square().mean()
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from volseg.errors import MachineError, VolsegError, is_dead_worker
-from volseg.inference.windows import choose_half
+from volseg.inference.precision import choose_fastest, choose_half, has_fast_bfloat16
 from volseg.training.parallel import count_processes
 
 logger = logging.getLogger(__name__)
@@ -32,22 +32,16 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
         MachineError: float16 on a CPU, or bfloat16 on a GPU that has not got it.
     """
     if name == "auto":
-        if device.type == "cuda":
-            return choose_half(device)
-        return torch.bfloat16 if _has_fast_bfloat16() else torch.float32
+        return choose_fastest(device)
     if name == "float16" and device.type != "cuda":
         raise MachineError("training.precision float16 on a CPU; expected float32 or auto.")
     if name == "bfloat16" and device.type == "cuda" and choose_half(device) != torch.bfloat16:
         raise MachineError(
             f"{torch.cuda.get_device_name(device)} has no bfloat16; expected float16 or auto."
         )
-    if name == "bfloat16" and device.type == "cpu" and not _has_fast_bfloat16():
+    if name == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16():
         logger.warning("this CPU has no instructions for bfloat16: float32 is many times faster")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def _has_fast_bfloat16() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 class CompiledNetwork:

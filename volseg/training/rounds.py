@@ -42,12 +42,13 @@ class Validator:
     plan: Plan
     classes: Classes
     device: torch.device
+    precision: torch.dtype = torch.float32
 
     def measure(self, network: nn.Module) -> dict[str, Any]:
         """Mean Dice and Dice by class or region; None where no case has it."""
         if not self.cases:
             return {}
-        dice = validate(network, self.cases, self.plan, self.classes, self.device)
+        dice = validate(network, self.cases, self.plan, self.classes, self.device, self.precision)
         names = self.classes.output_names[0 if self.classes.regions else 1 :]
         known = [value for value in dice if math.isfinite(value)]
         by_class = {

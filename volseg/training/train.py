@@ -93,7 +93,7 @@ def train(
         fold: which part of the cases validates, or ``"all"`` for every fold in turn.
         resume: go on with a training that was stopped, with the configuration it began with; with
             `minutes` or `epochs`, extend one that has come to its end by so much.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         ConfigError: contradicting options, a folder that holds another run, or an extension of what
@@ -298,7 +298,8 @@ def _make_validator(
         _, counters.validate_every = choose(kept, keep_all=True)
     share = counters.validate_every / rounds
     learner.budget.expect_validations(share, predict_steps(kept, plan))
-    return Validator(kept, plan, setting.dataset.classes, setting.device)
+    precision = choose_precision(config.training.precision, setting.device)
+    return Validator(kept, plan, setting.dataset.classes, setting.device, precision)
 
 
 def _make_loader(

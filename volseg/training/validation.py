@@ -12,7 +12,11 @@ from torch import nn
 
 from volseg.data.cache import CachedCase
 from volseg.data.cases import Classes
-from volseg.inference.windows import predict_scores, to_class_scores
+from volseg.data.content import Box
+from volseg.inference.decoding import to_indices
+from volseg.inference.members import Members
+from volseg.inference.memory import plan_strips, stays_on
+from volseg.inference.windows import CPU, choose_axis, count_at_once, stream_scores
 from volseg.planning.plan import Plan
 from volseg.training.parallel import add_up, count_processes, get_rank
 
@@ -23,6 +27,7 @@ def validate(
     plan: Plan,
     classes: Classes,
     device: torch.device,
+    precision: torch.dtype = torch.float32,
 ) -> list[float]:
     """Mean Dice per region, or per foreground class, over `cases`; nan where no case has it.
 
@@ -36,7 +41,7 @@ def validate(
     number = classes.num_outputs - (0 if classes.regions else 1)
     dice = np.full((len(own), number), math.nan)
     for row, case in zip(dice, own, strict=True):
-        row[:] = _case_dice(network, case, plan, classes, device)
+        row[:] = _case_dice(network, case, plan, classes, device, precision)
     network.train(was_training)
     counted = np.isfinite(dice)
     sums = np.stack([np.where(counted, dice, 0).sum(0), counted.sum(0)])
@@ -46,11 +51,28 @@ def validate(
 
 
 def _case_dice(
-    network: nn.Module, case: CachedCase, plan: Plan, classes: Classes, device: torch.device
+    network: nn.Module,
+    case: CachedCase,
+    plan: Plan,
+    classes: Classes,
+    device: torch.device,
+    precision: torch.dtype,
 ) -> NDArray[np.float64]:
     image = torch.from_numpy(case.image.astype(np.float32))
-    scores = predict_scores([network], image, plan.patch, device)
-    predicted = to_class_scores(scores, classes).argmax(0).numpy()
+    axis = choose_axis(image.shape[1:], plan.patch)
+    size = tuple(image.shape[1:])
+    whole = Box((0,) * len(size), size)
+    blend_bytes = plan_strips(whole, size, plan.patch, classes.num_outputs).blend_bytes
+    parts = stream_scores(
+        Members([network], device, precision=precision),
+        image,
+        plan.patch,
+        at_once=count_at_once(plan.patch, device),
+        axis=axis,
+        # Twice, since what decides on them takes room, too.
+        device=device if stays_on(device, 2 * blend_bytes) else CPU,
+    )
+    predicted = torch.cat([to_indices(part, classes) for part in parts], axis).numpy()
     # How often each pair of reference and prediction occurs, from which every union follows.
     number, rows = classes.num_classes, classes.num_indices
     pairs = np.bincount(case.label.ravel() * np.int64(number) + predicted.ravel())

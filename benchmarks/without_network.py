@@ -1,0 +1,213 @@
+"""What prediction costs besides the network: file to file with one that costs nothing.
+
+``python benchmarks/without_network.py OUTPUT --classes 3 25 117 --peer-python NNUNET/bin/python``
+
+A volume like a CT of 512 x 512 x 200 voxels of 0.8 x 0.8 x 1.5 mm goes to 1.5 mm and back. The
+network is a table of slopes: the scores of a voxel follow from its value alone. volseg and a MONAI
+bundle's workflow read the file, prepare it, slide windows of 96 voxels, bring the scores back and
+write the label map; nnU-Net prepares the same volume and exports scores of the same size. Every
+side runs in a process of its own, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from compare_networks import describe_machine
+from predict_files import (
+    Measured,
+    Task,
+    make_plan,
+    name_classes,
+    run_measured,
+    write_nnunet_model,
+)
+from torch import Tensor, nn
+
+from volseg.atomic import write_json
+
+SHAPE, SPACING_MM = (512, 512, 200), (0.8, 0.8, 1.5)
+SIDES = ("volseg", "MONAI", "nnU-Net")
+CT = {
+    "channel": "CT",
+    "scheme": "ct",
+    "clip_low": -1000.0,
+    "clip_high": 1000.0,
+    "mean": 0.0,
+    "std": 500.0,
+}
+
+
+class Slopes(nn.Module):
+    """Scores ``(B, K, *S)`` of values ``(B, 1, *S)``: parabolas with their tops side by side."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        tops = torch.linspace(-2, 2, number).view(1, -1, 1, 1, 1)
+        self.register_buffer("slope", 2 * tops)
+        self.register_buffer("offset", -tops.square())
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, self.slope, image)
+
+
+def make_volume(path: Path, shape: Sequence[int] = SHAPE) -> None:
+    """An ellipse of soft tissue with organs in air; little noise, as after a network."""
+    rng = np.random.default_rng(0)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
+    volume = np.full(shape, -1000, np.int16)
+    volume[axes[0] ** 2 / 0.8 + axes[1] ** 2 / 0.5 + 0 * axes[2] < 1] = 40
+    for _ in range(60):
+        centre, radius = rng.uniform(-0.6, 0.6, 3), rng.uniform(0.05, 0.2)
+        distance = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
+        volume[distance < radius**2] = rng.integers(-900, 900)
+    volume += rng.normal(0, 2, shape).astype(np.int16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, np.diag([*SPACING_MM, 1.0])), path)
+
+
+def predict_volseg(path: Path, number: int, output: Path) -> float:
+    from volseg.inference import Predictor
+    from volseg.inference.model import Model, ModelFacts
+
+    plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
+    facts = ModelFacts(plan=plan, classes=name_classes(number))
+    predictor = Predictor(Model((Slopes(number),), facts, torch.device("cpu"), digest="none"))
+    start = time.perf_counter()
+    predictor(path).save(output / "ct.nii.gz")
+    return time.perf_counter() - start
+
+
+def predict_monai(path: Path, number: int, output: Path) -> float:
+    from monai.inferers import SlidingWindowInferer
+    from monai.transforms import (
+        AsDiscreted,
+        Compose,
+        EnsureChannelFirstd,
+        Invertd,
+        LoadImaged,
+        NormalizeIntensityd,
+        Orientationd,
+        SaveImaged,
+        ScaleIntensityRanged,
+        Spacingd,
+    )
+
+    before = Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS"),
+            Spacingd("image", pixdim=(1.5, 1.5, 1.5), mode="bilinear"),
+            ScaleIntensityRanged("image", -1000, 1000, -1000, 1000, clip=True),
+            NormalizeIntensityd("image", subtrahend=0.0, divisor=500.0),
+        ]
+    )
+    after = Compose(
+        [
+            Invertd("pred", before, orig_keys="image", nearest_interp=False, to_tensor=True),
+            AsDiscreted("pred", argmax=True),
+            SaveImaged(
+                "pred",
+                output_dir=str(output),
+                output_postfix="",
+                separate_folder=False,
+                resample=False,
+                output_dtype=np.uint8,
+                print_log=False,
+            ),
+        ]
+    )
+    network, inferer = Slopes(number), SlidingWindowInferer((96,) * 3, 1, 0.5, mode="gaussian")
+    start = time.perf_counter()
+    with torch.inference_mode():
+        data = before({"image": str(path)})
+        data["pred"] = inferer(data["image"][None], network)[0]
+        after(data)
+    return time.perf_counter() - start
+
+
+def list_command(
+    side: str, path: Path, number: int, output: Path, result: Path, arguments: argparse.Namespace
+) -> list[str]:
+    words = ["--side", side, "--image", str(path), "--result", str(result)]
+    words += ["--threads", str(torch.get_num_threads()), "--classes", str(number)]
+    if side == "nnU-Net":
+        script = Path(__file__).with_name("nnunet_export.py")
+        return [str(arguments.peer_python), str(script), str(output), *words[2:]]
+    return [sys.executable, __file__, str(output), *words]
+
+
+def measure(number: int, path: Path, arguments: argparse.Namespace) -> None:
+    sides = [side for side in SIDES if side in arguments.sides]
+    rounds: list[dict[str, Measured]] = []
+    for place in range(arguments.rounds):
+        found = {}
+        for side in sides if place % 2 == 0 else sides[::-1]:
+            output, result = arguments.output / side, arguments.output / "result.json"
+            output.mkdir(parents=True, exist_ok=True)
+            command = list_command(side, path, number, output, result, arguments)
+            try:
+                found[side] = run_measured(command, result, arguments.output / "log.txt")
+            except SystemExit as end:
+                print(f"{number} classes, {side}: {end}", file=sys.stderr, flush=True)
+                arguments.sides = [other for other in arguments.sides if other != side]
+                continue
+            print(f"{number} classes, {side}: {found[side]}", file=sys.stderr, flush=True)
+        rounds.append(found)
+    for side in sides:
+        complete = [found for found in rounds if side in found]
+        if len(complete) < len(rounds):
+            print(f"| {number} | {side} | did not end | | | |", flush=True)
+            continue
+        seconds = statistics.median(found[side].seconds for found in complete)
+        ratio = statistics.median(f[side].seconds / f["volseg"].seconds for f in complete)
+        peak = statistics.median(found[side].peak_mb for found in complete)
+        more = statistics.median(f[side].peak_mb / f["volseg"].peak_mb for f in complete)
+        print(
+            f"| {number} | {side} | {seconds:.1f} | {ratio:.1f} | {peak:.0f} | {more:.1f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--peer-python", type=Path, help="python with nnunetv2")
+    parser.add_argument("--classes", type=int, nargs="+", default=[3, 25, 117])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    # Of a process that this program has started:
+    for word in ("--side", "--image", "--result"):
+        parser.add_argument(word, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        torch.set_num_threads(arguments.threads)
+        predict = predict_volseg if arguments.side == "volseg" else predict_monai
+        seconds = predict(Path(arguments.image), arguments.classes[0], arguments.output)
+        write_json(Path(arguments.result), {"seconds": seconds})
+        return
+    print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
+    path = arguments.output / "ct.nii.gz"
+    if not path.exists():
+        make_volume(path)
+    print("\n| classes | side | seconds | times volseg's | peak MB | times volseg's |")
+    print("|---|---|---|---|---|---|")
+    for number in arguments.classes:
+        plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
+        task = Task("CT", path.parent, plan, name_classes(number))
+        write_nnunet_model(task, path.with_name(f"nnunet_{number}"))
+        measure(number, path, arguments)
+
+
+if __name__ == "__main__":
+    main()

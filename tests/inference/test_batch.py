@@ -1,0 +1,335 @@
+"""Many cases: finished ones are kept, bad ones reported, the others go on."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import threading
+import weakref
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_files import write_series
+from makers import write_nifti
+
+import volseg
+from volseg.data.cases import Case
+from volseg.errors import ConfigError, DataError, MachineError
+from volseg.inference import Options, batch
+from volseg.inference.batch import BatchResult, predict_cases
+from volseg.inference.inputs import find_inputs, select_shard
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> volseg.Predictor:
+    return volseg.Predictor.load(run, device="cpu")
+
+
+@pytest.fixture
+def images(balls: Path, tmp_path: Path) -> Path:
+    """Three images of a folder of their own."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, path in enumerate(sorted((balls / "imagesTr").iterdir())[:3]):
+        shutil.copy(path, folder / f"p{number}.nii.gz")
+    return folder
+
+
+def predict(predictor: volseg.Predictor, images: Path, output: Path, **options) -> BatchResult:
+    return predict_cases(predictor, find_inputs([images], 1), output, **options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_case_gets_a_label_map_and_a_record(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path
+) -> None:
+    result = predict(predictor, images, tmp_path / "out", uncertainty=True, probabilities=True)
+    assert list(result.written) == ["p0", "p1", "p2"]
+    assert result.exit_code == 0
+    files = ("", "_entropy", "_probabilities")
+    expected = [f"p{n}{what}.nii.gz" for n in range(3) for what in files]
+    assert names(tmp_path / "out") == sorted([*expected, "p0.json", "p1.json", "p2.json"])
+    record = json.loads((tmp_path / "out" / "p0.json").read_text())
+    labels = nib.load(tmp_path / "out" / "p0.nii.gz")
+    voxel_ml = abs(np.linalg.det(labels.affine[:3, :3])) / 1000
+    values = dict(zip(predictor.model.facts.classes.names, (0, 3, 7), strict=True))
+    for name, volume in record["volumes_ml"].items():
+        count = int((np.asarray(labels.dataobj) == values[name]).sum())
+        assert volume == pytest.approx(count * voxel_ml)
+    assert record["images"] == [str(images / "p0.nii.gz")]
+    entropy = nib.load(tmp_path / "out" / "p0_entropy.nii.gz").get_fdata()
+    assert entropy.shape == labels.shape
+    assert 0 <= entropy.min() < entropy.max() <= 1
+
+
+def test_what_is_finished_is_kept(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    predict(predictor, images, output)
+    # What a killed call leaves: a record without its label map.
+    (output / "p1.nii.gz").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    seen = []
+    result = predict(predictor, images, output, on_case=lambda done, total: seen.append(done))
+    assert (list(result.written), list(result.kept)) == (["p1"], ["p0", "p2"])
+    assert seen == [3]
+    assert (output / "p0.nii.gz").stat().st_mtime_ns == before["p0.nii.gz"]
+    # With maps that are not there, or a newer image, it is not finished.
+    result = predict(predictor, images, output, overwrite=True, uncertainty=True)
+    assert len(result.written) == 3
+    future = (output / "p2.nii.gz").stat().st_mtime + 10
+    os.utime(images / "p2.nii.gz", (future, future))
+    with pytest.raises(ConfigError, match=r"p2\.nii\.gz exists and was made from other images"):
+        predict(predictor, images, output)
+
+
+def test_results_of_other_weights_or_options_are_not_kept(
+    predictor: volseg.Predictor, run: Path, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    predict(predictor, images, output)
+    for other in (
+        volseg.Predictor.load(run, device="cpu", options=Options(mirror=True)),
+        volseg.Predictor.load(run, device="cpu", checkpoint="best"),
+        volseg.Predictor.load(run, device="cpu", options=Options(largest=("all",))),
+    ):
+        with pytest.raises(ConfigError, match="other images, weights or options; nothing was"):
+            predict(other, images, output)
+    (output / "p0.json").unlink()
+    with pytest.raises(ConfigError, match=r"p0\.nii\.gz exists"):
+        predict(predictor, images, output)
+
+
+def test_an_image_of_the_same_name_is_another(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    predict(predictor, images, output)
+    other = shutil.copytree(images, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"p0\.nii\.gz exists and was made from other images"):
+        predict(predictor, other, output)
+    # Changed in place, with the time of before.
+    stat = (images / "p1.nii.gz").stat()
+    shutil.copy(images / "p0.nii.gz", images / "p1.nii.gz")
+    os.utime(images / "p1.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ConfigError, match=r"p1\.nii\.gz exists and was made from other images"):
+        predict(predictor, images, output)
+
+
+def test_a_record_speaks_of_the_files_that_it_names_alone(
+    predictor: volseg.Predictor, run: Path, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    mirrored = volseg.Predictor.load(run, device="cpu", options=Options(mirror=True))
+    predict(predictor, images, output, probabilities=True)
+    # The record of another format's label map is none of this one's.
+    predict(mirrored, images, output, suffix=".nrrd")
+    with pytest.raises(ConfigError, match=r"p0\.nii\.gz exists and was made"):
+        predict(mirrored, images, output)
+    # Nor are probabilities of before those of now.
+    predict(mirrored, images, output, overwrite=True)
+    with pytest.raises(ConfigError, match=r"p0\.nii\.gz exists and was made"):
+        predict(mirrored, images, output, probabilities=True)
+
+
+def test_a_kill_while_a_result_is_replaced_leaves_none(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    predict(predictor, images, output)
+
+    def kill(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch.Segmentation, "save", kill)
+    with pytest.raises(KeyboardInterrupt):
+        predict(predictor, images, output, overwrite=True)
+    monkeypatch.undo()
+    assert not (output / "p0.nii.gz").exists()
+    result = predict(predictor, images, output)
+    assert list(result.written) == ["p0"]
+    assert list(result.kept) == ["p1", "p2"]
+
+
+def test_a_bad_case_is_reported_and_the_others_go_on(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = images / "p1.nii.gz"
+    path.write_bytes(path.read_bytes()[:-50])
+    result = predict(predictor, images, tmp_path / "out")
+    assert list(result.written) == ["p0", "p2"]
+    assert "truncated" in str(result.failed["p1"])
+    assert result.exit_code == 3
+    assert names(tmp_path / "out") == ["p0.json", "p0.nii.gz", "p2.json", "p2.nii.gz"]
+    assert "p1: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(ZeroDivisionError("x"), 1), (MachineError("too large"), 4), (DataError("bad"), 3)],
+)
+@pytest.mark.parametrize("stage", ["read", "segment"])
+def test_a_stage_that_dies_takes_one_case_along(
+    stage: str, error, exit_code, predictor, images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    plain, calls = getattr(volseg.Predictor, stage), []
+
+    def fail(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(volseg.Predictor, stage, fail)
+    result = predict(predictor, images, tmp_path / "out")
+    assert list(result.written) == ["p0", "p2"]
+    assert result.failed == {"p1": error}
+    assert result.exit_code == exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "exit_code"),
+    [
+        (MemoryError(), "memory was short. Set --memory lower", 4),
+        (RuntimeError("CUDA out of memory. Tried"), "memory was short. Set --memory lower", 4),
+        (PermissionError(13, "Permission denied", "a"), "Permission denied: 'a'. Look at", 3),
+        (ValueError("x"), "x", 1),
+    ],
+)
+def test_what_goes_wrong_while_writing_is_the_cases_own(
+    error, message: str, exit_code: int, predictor, images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    save, kept = batch.Segmentation.save, []
+
+    def fail(self, path):
+        if path.name == "p1.nii.gz":
+            kept.append(weakref.ref(self.labels))
+            raise error
+        save(self, path)
+
+    monkeypatch.setattr(batch.Segmentation, "save", fail)
+    result = predict(predictor, images, tmp_path / "out")
+    assert list(result.written) == ["p0", "p2"]
+    assert message in str(result.failed["p1"])
+    assert result.exit_code == exit_code
+    # Its arrays are gone, though the error is kept.
+    monkeypatch.undo()
+    gc.collect()
+    assert kept[0]() is None
+
+
+def test_a_full_disk_ends_the_call(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise MachineError("no space left")
+
+    monkeypatch.setattr(batch.Segmentation, "save", fail)
+    with pytest.raises(MachineError, match="no space left"):
+        predict(predictor, images, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_the_next_case_is_read_while_one_is_segmented(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_read = [threading.Event() for _ in range(3)]
+    read, segment = volseg.Predictor.read, volseg.Predictor.segment
+    order: list[str] = []
+
+    def mark_read(self, files):
+        prepared = read(self, files)
+        is_read[int(Path(files[0]).name[1])].set()
+        return prepared
+
+    def wait_for_next(self, prepared, **options):
+        number = len(order)
+        order.append("segmented")
+        assert number == 2 or is_read[number + 1].wait(60)
+        return segment(self, prepared, **options)
+
+    monkeypatch.setattr(volseg.Predictor, "read", mark_read)
+    monkeypatch.setattr(volseg.Predictor, "segment", wait_for_next)
+    assert len(predict(predictor, images, tmp_path / "out").written) == 3
+
+
+def test_inputs_are_never_replaced(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="is an input image"):
+        predict(predictor, images, images, overwrite=True)
+    series = write_series(tmp_path / "I0000", np.zeros((8, 8, 8), np.int16), np.eye(4))
+    slices = {path.name: path.read_bytes() for path in series.iterdir()}
+    with pytest.raises(ConfigError, match="lies among the slices of one"):
+        predict(predictor, series, series, overwrite=True, suffix=".dcm")
+    assert {path.name: path.read_bytes() for path in series.iterdir()} == slices
+
+
+def test_no_two_cases_write_the_same_file(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path
+) -> None:
+    (images / "p1.nii.gz").rename(images / "p0_probabilities.nii.gz")
+    assert len(predict(predictor, images, tmp_path / "a").written) == 3
+    with pytest.raises(ConfigError, match="would be written for p0_probabilities and for p0"):
+        predict(predictor, images, tmp_path / "b", probabilities=True)
+    (images / "p2.nii.gz").rename(images / "folds.nii.gz")
+    with pytest.raises(ConfigError, match=r"folds\.json would be written for folds and for the fo"):
+        predict(predictor, images, tmp_path / "c")
+
+
+def test_dicom_segmentations_of_a_batch(
+    run: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor, nothing = (
+        volseg.Predictor.load(run, device="cpu", options=Options(least_ml=least))
+        for least in ({}, {"all": 1e6})
+    )
+    shape = (24, 22, 20)
+    write_series(images / "ct" / "a", np.zeros(shape, np.int16), np.eye(4))
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 900, shape).astype(np.int16)
+    write_series(images / "ct" / "b", stored, np.eye(4))
+    output = tmp_path / "out"
+    result = predict(predictor, images, output, suffix=".dcm", probabilities=True)
+    assert list(result.written) == ["ct_a", "ct_b"]
+    assert "no DICOM series, to which" in str(result.failed["p0"])
+    files = (".dcm", ".json", "_probabilities.nii.gz")
+    assert names(output) == [f"ct_{case}{what}" for case in "ab" for what in files]
+    again = predict(predictor, images, output, suffix=".dcm", probabilities=True)
+    assert list(again.kept) == ["ct_a", "ct_b"]
+    # Nothing is a result, but none that DICOM can hold; the others go on.
+    empty = predict(nothing, images / "ct", tmp_path / "empty", suffix=".dcm")
+    assert ["cannot be empty" in str(error) for error in empty.failed.values()] == [True, True]
+    predict(predictor, images / "ct" / "b", output, suffix=".seg.nrrd", probabilities=True)
+    assert names(output)[:3] == ["b.json", "b.seg.nrrd", "b_probabilities.nrrd"]
+    with pytest.raises(ConfigError, match=r"cannot write labels\.jpg"):
+        predict(predictor, images, tmp_path / "none", suffix=".jpg")
+
+
+def test_shards_share_the_cases_by_size(tmp_path: Path) -> None:
+    cases = []
+    for number, size in enumerate([3, 1, 4, 2, 6, 5]):
+        path = write_nifti(tmp_path / f"p{number}.nii", np.zeros((size, 8, 8), np.float32))
+        cases.append(Case(case_id=f"p{number}", images=(path,), patient_id="p"))
+    shards = [[case.case_id for case in select_shard(cases, f"{n}/4")] for n in range(1, 5)]
+    # Sizes 6 and 2, 5 and 1, 4, 3.
+    assert shards == [["p4", "p3"], ["p5", "p1"], ["p2"], ["p0"]]
+    assert select_shard(cases, None) is cases
+    for wrong in ("0/4", "5/4", "1", "a/b", "1/0"):
+        with pytest.raises(ConfigError, match="expected a number and how many"):
+            select_shard(cases, wrong)
+
+
+def test_exit_codes_name_the_worst() -> None:
+    data, machine, bug = DataError("a"), MachineError("b"), ValueError("c")
+    assert BatchResult(failed={"a": data}).exit_code == 3
+    assert BatchResult(failed={"a": data, "b": machine}).exit_code == 4
+    assert BatchResult(failed={"a": bug, "b": machine}).exit_code == 1

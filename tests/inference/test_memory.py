@@ -1,0 +1,145 @@
+"""Strips of a volume: as few as fit, and the same labels."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import volseg
+from volseg.data.content import Box
+from volseg.errors import ConfigError, MachineError
+from volseg.inference import Options, memory, windows
+from volseg.inference.memory import free_bytes, plan_strips, resident_bytes
+
+SHAPE, WINDOW = (200, 120, 90), (32, 32, 32)
+WHOLE = Box((0, 0, 0), SHAPE)
+
+
+def test_what_fits_is_one_strip() -> None:
+    strips = plan_strips(WHOLE, SHAPE, WINDOW, 4)
+    assert strips.regions == (WHOLE,)
+    assert strips.axis == 0
+    # A window's extent along the axis, and the sum of the weights beside the scores.
+    assert strips.blend_bytes == 4 * 5 * 32 * 120 * 90
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.6])
+def test_strips_cover_all_and_share_a_voxel(share: float) -> None:
+    whole_bytes = plan_strips(WHOLE, SHAPE, WINDOW, 4).blend_bytes
+    strips = plan_strips(WHOLE, SHAPE, WINDOW, 4, share * whole_bytes)
+    assert len(strips.regions) > 1
+    assert strips.blend_bytes <= share * whole_bytes
+    assert strips.regions[0].start == (0, 0, 0)
+    for region, following in itertools.pairwise(strips.regions):
+        assert following.start[1] == region.start[1] + region.shape[1] - 1
+    last = strips.regions[-1]
+    assert last.start[1] + last.shape[1] == 120
+    assert {(region.shape[0], region.shape[2]) for region in strips.regions} == {(200, 90)}
+
+
+def test_strips_lie_within_a_region() -> None:
+    region = Box((10, 20, 5), (150, 80, 60))
+    whole_bytes = plan_strips(region, SHAPE, WINDOW, 4).blend_bytes
+    strips = plan_strips(region, SHAPE, WINDOW, 4, 0.8 * whole_bytes)
+    assert strips.regions[0].start == (10, 20, 5)
+    assert strips.regions[-1].start[1] + strips.regions[-1].shape[1] == 100
+
+
+def test_what_never_fits_is_refused() -> None:
+    with pytest.raises(MachineError, match=r"200 x 120 x 90 voxels .* 0\.0001 GB are left"):
+        plan_strips(WHOLE, SHAPE, WINDOW, 4, 1e5)
+
+
+def test_labels_do_not_depend_on_the_strips(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(50, 100, 40)).astype(np.float32), np.diag([1, 0.9, 1.3, 1])
+    predictor = volseg.Predictor.load(run, device="cpu")
+    expected = predictor(image, probabilities=True, uncertainty=True)
+    seen = []
+
+    def room(self: volseg.Predictor, map_bytes: int) -> float:
+        seen.append(map_bytes)
+        return 4 * 4 * 16 * 41 * 32
+
+    monkeypatch.setattr(volseg.Predictor, "_room", room)
+    found = predictor(image, probabilities=True, uncertainty=True)
+    # Three probabilities of four bytes and an entropy of two per voxel.
+    assert seen == [14 * 50 * 100 * 40]
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    entropies = (part.uncertainty["entropy"] for part in (found, expected))
+    assert next(entropies) == pytest.approx(next(entropies), abs=1e-3)
+
+
+def test_a_ceiling_below_what_the_process_has_is_refused(run: Path, balls: Path) -> None:
+    image = sorted((balls / "imagesTr").iterdir())[0]
+    predictor = volseg.Predictor.load(run, device="cpu", options=Options(memory_gb=0.001))
+    assert not predictor.works_ahead
+    with pytest.raises(MachineError, match="Allow more with --memory"):
+        predictor(image)
+    with pytest.raises(ConfigError, match="expected more than 0"):
+        Options(memory_gb=0)
+
+
+def test_the_process_knows_its_memory() -> None:
+    before = resident_bytes()
+    block = torch.ones(50_000_000, dtype=torch.uint8)
+    assert resident_bytes() - before > 0.8 * len(block)
+    assert free_bytes(torch.device("cpu")) > 1e8
+
+
+def test_strips_are_freed_one_after_the_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = volseg.Predictor.load(run, device="cpu")
+    alive: list[weakref.ref[torch.Tensor]] = []
+    counts = []
+    blend = windows._Blend.__init__
+
+    def watch(self: windows._Blend, *arguments: object) -> None:
+        counts.append(sum(ref() is not None for ref in alive))
+        blend(self, *arguments)
+        alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(windows._Blend, "__init__", watch)
+    monkeypatch.setattr(volseg.Predictor, "_room", lambda *_: 4 * 4 * 16 * 41 * 32)
+    rng = np.random.default_rng(0)
+    predictor((rng.normal(size=(50, 100, 40)).astype(np.float32), np.diag([1, 0.9, 1.3, 1])))
+    assert len(counts) > 1
+    assert set(counts) == {0}
+
+
+def test_a_file_above_the_ceiling_is_not_read(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.nii"
+    nib.save(nib.Nifti1Image(np.zeros((400, 400, 200), np.int8), np.eye(4)), path)
+    ceiling_gb = 1e-9 * resident_bytes() + 0.3
+    predictor = volseg.Predictor.load(run, device="cpu", options=Options(memory_gb=ceiling_gb))
+    before = resident_bytes()
+    # 32 million voxels of 4 bytes, three times.
+    with pytest.raises(MachineError, match=r"large\.nii: reading it takes this process to"):
+        predictor(path)
+    assert resident_bytes() - before < 2e7
+
+
+def test_what_a_container_has_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    cpu = torch.device("cpu")
+    host = free_bytes(cpu)
+    assert host > 1e8
+    (tmp_path / "memory.max").write_text("2000000\n")
+    (tmp_path / "memory.current").write_text("1500000\n")
+    (tmp_path / "memory.stat").write_text("anon 1200000\ninactive_file 300000\n")
+    assert free_bytes(cpu) == 2000000 - 1500000 + 300000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(cpu) == pytest.approx(host, rel=0.2)
+    (tmp_path / "memory.max").unlink()
+    old = tmp_path / "memory"
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text("900\n")
+    (old / "memory.usage_in_bytes").write_text("500\n")
+    (old / "memory.stat").write_text("total_inactive_file 100\n")
+    assert free_bytes(cpu) == 500

@@ -1,0 +1,357 @@
+"""What computes a network, and in which number format.
+
+That is torch, or a runtime that makes a program of its own from the network. A runtime is compared
+with torch on noise before it is used, and refused with the figure if it gives something else; 16
+bits are taken only where they give the labels of float32. Nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from volseg.atomic import write_json
+from volseg.errors import MachineError
+from volseg.inference.members import Network, compute_logits
+from volseg.inference.precision import PrecisionName, choose_fastest
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+BackendName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
+
+TOLERANCE = 1e-3
+"""Largest difference to torch, as a share of the logits' spread. Rounding makes up 1e-5 of it."""
+SAME_LABELS = 0.995
+"""Share of the voxels of noise whose class 16 bits must not change. Trained networks keep more than
+0.999 there, and 0.9999 on images; a network whose scores are close together everywhere does not."""
+_HALVES = 2.0
+"""In 16 bits a runtime may differ from float32 by so many times what torch differs by in them."""
+_ROUNDS = 3
+_WORTH_IT = 0.95
+"""A runtime is chosen if it takes at most this share of torch's time."""
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """What a runtime is built for: windows ``(at_once, channels, *size)``."""
+
+    at_once: int
+    channels: int
+    size: tuple[int, ...]
+
+    def draw(self) -> Tensor:
+        """Noise of this shape, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn((self.at_once, self.channels, *self.size), generator=generator)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where windows are computed, and in which number format."""
+
+    device: torch.device
+    precision: torch.dtype = torch.float32
+
+
+@torch.inference_mode()
+def choose_precision(
+    name: PrecisionName,
+    networks: Sequence[nn.Module],
+    shape: WindowShape,
+    device: torch.device,
+    *,
+    weights: str,
+    overlapping: bool = False,
+) -> torch.dtype:
+    """The number format of convolutions and the like; measured once for weights and a machine.
+
+    Args:
+        name: ``auto`` is what the device computes fastest, if the labels of noise stay the same.
+        networks: in eval mode on `device`.
+        shape: of the windows.
+        device: where they are computed.
+        weights: digest of the networks' weights.
+        overlapping: whether outputs are regions (sigmoid) and not classes (softmax).
+    """
+    half = choose_fastest(device)
+    if name == "float32" or half == torch.float32:
+        return torch.float32
+
+    def decide(logits: Tensor) -> Tensor:
+        return logits > 0 if overlapping else logits.argmax(1)
+
+    def measure() -> str:
+        windows = shape.draw().to(device)
+        pairs = (
+            [decide(compute_logits(net, windows, p)) for p in (torch.float32, half)]
+            for net in networks
+        )
+        return str(min(float((a == b).float().mean()) for a, b in pairs))
+
+    place = Place(device, half)
+    same = _remember(_describe(networks[0], shape, place, weights), measure, float)
+    if same < SAME_LABELS:
+        logger.info(
+            "computed in float32: in 16 bits %.2f%% of the voxels of noise change their class",
+            100 * (1 - same),
+        )
+        return torch.float32
+    return half
+
+
+def prepare_backends(
+    name: BackendName, networks: Sequence[nn.Module], shape: WindowShape, place: Place
+) -> tuple[Network, ...]:
+    """What computes windows of `shape` by the weights of several networks.
+
+    Args:
+        name: ``auto`` measures torch and OpenVINO on a CPU, if it is installed, and takes the
+            faster one, if it takes all networks and agrees with torch; on a GPU it is torch.
+        networks: in eval mode on the device of `place`.
+        shape: of the windows; fewer at once are filled up.
+        place: where the windows lie. torch itself is told its precision where it is called.
+
+    Raises:
+        MachineError: the runtime that was named is not installed, does not work on the device,
+            cannot take a network, or disagrees with torch.
+    """
+    chosen = choose_backend(networks[0], shape, place) if name == "auto" else name
+    try:
+        return tuple(prepare_backend(chosen, network, shape, place) for network in networks)
+    except MachineError as error:
+        if name != "auto":
+            raise
+        logger.warning("torch computes the network: %s", error)
+        return tuple(networks)
+
+
+def prepare_backend(
+    name: BackendName, network: nn.Module, shape: WindowShape, place: Place
+) -> Network:
+    """What computes windows of `shape` by the weights of one network; see `prepare_backends`."""
+    if name == "torch":
+        return network
+    builder, devices = _BUILDERS[name]
+    if place.device.type not in devices:
+        raise MachineError(f"--backend {name} on {place.device}; expected {' or '.join(devices)}.")
+    level = logging.root.level
+    try:
+        candidate = _Filled(builder(network, shape.draw(), place), shape.at_once)
+        candidate(shape.draw().to(place.device))
+    except ImportError as error:
+        raise MachineError(
+            f"--backend {name} needs a package that is not there ({error}). Install it with "
+            f"`pip install volseg[{name}]`."
+        ) from error
+    except Exception as error:  # Runtimes have errors of their own, which share no other class.
+        reason = str(error).partition("\n")[0]
+        raise MachineError(
+            f"{name} cannot take this network ({reason}). Use --backend torch."
+        ) from error
+    finally:
+        # OpenVINO silences all warnings while it reads a network, and where it fails for good.
+        logging.root.setLevel(level)
+    _check_agreement(name, candidate, network, shape, place)
+    return candidate
+
+
+@torch.inference_mode()
+def _check_agreement(
+    name: str, candidate: Network, network: nn.Module, shape: WindowShape, place: Place
+) -> None:
+    windows = shape.draw().to(place.device)
+    expected = network(windows).float()
+
+    def differ(logits: Tensor) -> float:
+        return float((logits - expected).abs().max() / expected.std())
+
+    allowed = TOLERANCE
+    if place.precision != torch.float32:
+        allowed += _HALVES * differ(compute_logits(network, windows, place.precision))
+    difference = differ(candidate(windows))
+    # A comparison with nan is never true.
+    if not difference <= allowed:
+        raise MachineError(
+            f"{name} differs from torch by {difference:.2g} of the logits' spread; expected at "
+            f"most {allowed:.2g}. Use --backend torch."
+        )
+
+
+@torch.inference_mode()
+def choose_backend(network: nn.Module, shape: WindowShape, place: Place) -> BackendName:
+    """The fastest of torch and, on a CPU, OpenVINO; measured once for a network and a machine."""
+    if place.device.type != "cpu" or not _has_openvino():
+        return "torch"
+    key = _describe(network, shape, place, importlib.metadata.version("openvino"))
+    try:
+        ratio = _remember(key, lambda: _measure(network, shape, place), float)
+    except MachineError as error:
+        logger.info("torch computes the network: %s", error)
+        return "torch"
+    return "openvino" if ratio <= _WORTH_IT else "torch"
+
+
+def _measure(network: nn.Module, shape: WindowShape, place: Place) -> str:
+    """OpenVINO's time as a share of torch's."""
+    candidate = prepare_backend("openvino", network, shape, place)
+    windows = shape.draw()
+    seconds: dict[str, list[float]] = {"torch": [], "openvino": []}
+    for _ in range(_ROUNDS):
+        for name, each in (("torch", network), ("openvino", candidate)):
+            start = time.perf_counter()
+            compute_logits(each, windows, place.precision)
+            seconds[name].append(time.perf_counter() - start)
+    ours, theirs = (statistics.median(times) for times in seconds.values())
+    return str(theirs / ours)
+
+
+def _describe(network: nn.Module, shape: WindowShape, place: Place, more: str) -> str:
+    """What a measurement depends on, as a key."""
+    is_gpu = place.device.type == "cuda"
+    device = torch.cuda.get_device_name(place.device) if is_gpu else str(place.device)
+    machine = (platform.node(), torch.get_num_threads(), torch.__version__, device)
+    facts = (repr(network), shape, machine, str(place.precision), more)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _remember(key: str, measure: Callable[[], str], parse: Callable[[str], T]) -> T:
+    """What was measured under a key on this machine, now or earlier."""
+    known = _read_measured()
+    try:
+        return parse(known[key])
+    except (KeyError, ValueError):
+        known[key] = measure()
+    try:
+        write_json(_measured_file(), known)
+    except (OSError, RuntimeError, MachineError) as error:
+        logger.info("the network is measured anew next time (%s)", error)
+    return parse(known[key])
+
+
+def _measured_file() -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder, "volseg", "backends.json")
+
+
+def _read_measured() -> dict[str, str]:
+    try:
+        found = json.loads(_measured_file().read_text())
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: nobody's home.
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def _has_openvino() -> bool:
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class _Filled:
+    """Fills groups of windows up to the number that a runtime was built for."""
+
+    def __init__(self, network: Network, at_once: int) -> None:
+        self.network, self.at_once = network, at_once
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        number = len(windows)
+        if number < self.at_once:
+            empty = windows.new_zeros((self.at_once - number, *windows.shape[1:]))
+            windows = torch.cat([windows, empty])
+        return self.network(windows)[:number]
+
+
+class _OpenVino:
+    """A network in OpenVINO, with as many threads as torch has."""
+
+    def __init__(self, network: nn.Module, example: Tensor, place: Place) -> None:
+        import openvino
+
+        model = openvino.convert_model(network, example_input=example)
+        model.reshape(list(example.shape))
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if place.precision == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        # A request holds the memory of its results, so that every thread has its own.
+        self._own = threading.local()
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        if not hasattr(self._own, "request"):
+            self._own.request = self._compiled.create_infer_request()
+        results = self._own.request.infer([windows.contiguous().numpy()], share_inputs=True)
+        return torch.from_numpy(results[0])
+
+
+class _OnnxRuntime:
+    """A network in ONNX Runtime."""
+
+    def __init__(self, network: nn.Module, example: Tensor, providers: Sequence[Any]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(
+            _to_onnx(network, example), options, providers=list(providers)
+        )
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if self._session.get_providers()[0] != wanted:
+            raise RuntimeError(f"this ONNX Runtime has no {wanted}")
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        array = windows.contiguous().cpu().numpy()
+        (logits,) = self._session.run(None, {self._input: array})
+        return torch.from_numpy(logits).to(windows.device)
+
+
+def _to_onnx(network: nn.Module, example: Tensor) -> bytes:
+    place = next(network.parameters()).device
+    program = torch.onnx.export(network, (example.to(place),), dynamo=True, verbose=False)
+    if program is None:
+        raise RuntimeError("torch could not export it to ONNX")
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _build_onnxruntime(network: nn.Module, example: Tensor, place: Place) -> Network:
+    # On a CPU it computes in float32 in any case.
+    return _OnnxRuntime(network, example, ["CPUExecutionProvider"])
+
+
+def _build_tensorrt(network: nn.Module, example: Tensor, place: Place) -> Network:
+    gpu = {"device_id": place.device.index or 0}
+    half = {
+        "trt_fp16_enable": place.precision == torch.float16,
+        "trt_bf16_enable": place.precision == torch.bfloat16,
+    }
+    providers = [("TensorrtExecutionProvider", gpu | half), ("CUDAExecutionProvider", gpu)]
+    return _OnnxRuntime(network, example, providers)
+
+
+_Builder = Callable[[nn.Module, Tensor, Place], Network]
+_BUILDERS: dict[str, tuple[_Builder, tuple[str, ...]]] = {
+    "openvino": (_OpenVino, ("cpu",)),
+    "onnxruntime": (_build_onnxruntime, ("cpu",)),
+    "tensorrt": (_build_tensorrt, ("cuda",)),
+}

@@ -1,0 +1,214 @@
+"""Cases over the machines of a Ray cluster: a predictor for each GPU, or each group of CPU cores.
+
+Needs ray, an optional package: ``pip install volseg[ray]``. The model, the images and the output
+must have the same paths on all machines.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from volseg.data.cases import Case
+from volseg.errors import MachineError
+from volseg.inference.batch import BatchResult, Work, plan_jobs, predict_cases, report
+from volseg.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 3
+"""How often a case is tried again when the predictor that works on it goes away."""
+_PATIENCE_S = 60.0
+"""After that the user is told that no predictor has begun yet."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to predict.
+
+    Attributes:
+        address: of the cluster, as Ray writes it; ``local`` makes one of this machine's processes.
+        cpus: cores for each predictor.
+    """
+
+    address: str
+    cpus: int = 4
+
+
+def predict_on_cluster(
+    cluster: Cluster,
+    work: Work,
+    cases: Sequence[Case],
+    on_case: Callable[[int, int], None] | None = None,
+) -> BatchResult:
+    """Give the next case to whichever predictor is free; results are those of a serial run.
+
+    Predictors that are killed, with their machine or alone, are replaced, and their case is tried
+    again; a case that takes several down fails, and the others go on.
+
+    Raises:
+        ConfigError: an output exists that was made otherwise, or the model cannot be loaded.
+        MachineError: ray is not installed, the cluster does not answer, or no predictor stays.
+    """
+    ray = _import_ray()
+    try:
+        ray.init(address=cluster.address, ignore_reinit_error=True, log_to_driver=False)
+    except ConnectionError as error:
+        raise MachineError(
+            f"no Ray cluster at {cluster.address} ({error}); expected its address, or local."
+        ) from error
+    crew = _Crew(ray, cluster, work, cases)
+    try:
+        return crew.run(on_case)
+    finally:
+        crew.dismiss()
+
+
+class _Crew:
+    """Predictors in processes of their own, and what each of them works on."""
+
+    def __init__(self, ray: Any, cluster: Cluster, work: Work, cases: Sequence[Case]) -> None:
+        self.ray, self.work, self.cases = ray, work, cases
+        self.waiting = deque(cases)
+        self.result = BatchResult()
+        self.tries = dict.fromkeys((case.case_id for case in cases), 0)
+        self.lost = 0
+        self.is_checked = False
+        needs, number = _share_out(ray, cluster)
+        self.actor = ray.remote(max_restarts=0, max_task_retries=0, **needs)(_Worker)
+        self.threads = needs["num_cpus"]
+        # What every predictor is at: its call, and the case; None while it loads the model.
+        self.busy: dict[Any, tuple[Any, Case | None]] = {}
+        for _ in range(min(number, len(cases))):
+            self._hire()
+
+    def run(self, on_case: Callable[[int, int], None] | None) -> BatchResult:
+        """Until every case is done or has failed."""
+        while self.busy:
+            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_PATIENCE_S)
+            if not ready and not self.is_checked:
+                logger.warning("no predictor has begun yet: the cluster is busy, or loads slowly")
+            for call in ready:
+                self._take(call)
+                done = len(self.result.written) + len(self.result.kept) + len(self.result.failed)
+                if on_case and done:
+                    on_case(done, len(self.cases))
+        return self.result
+
+    def dismiss(self) -> None:
+        """End the predictors that are left."""
+        for actor, _ in self.busy.values():
+            self.ray.kill(actor)
+
+    def _hire(self) -> None:
+        actor = self.actor.remote(self.work, self.threads)
+        # The first one that has loaded the model looks at all outputs, before any is written.
+        cases = [] if self.is_checked else list(self.cases)
+        self.busy[actor.load.remote(cases)] = (actor, None)
+
+    def _take(self, call: Any) -> None:
+        """What came of a call, and the next case for the predictor that made it."""
+        actor, case = self.busy.pop(call)
+        try:
+            found = self.ray.get(call)
+        except self.ray.exceptions.RayActorError as error:
+            self._replace(case, error)
+            return
+        if case is None:
+            if found is not None:
+                self.ray.kill(actor)
+                raise found
+            self.is_checked, self.lost = True, 0
+        else:
+            self.result.add(found)
+            for name, failure in found.failed.items():
+                report(name, failure)
+        if self.waiting:
+            following = self.waiting.popleft()
+            self.busy[actor.predict.remote(following)] = (actor, following)
+        else:
+            self.ray.kill(actor)
+
+    def _replace(self, case: Case | None, error: Exception) -> None:
+        """Another predictor for one that has gone, and what becomes of its case."""
+        if case is None:
+            self.lost += 1
+            if self.lost > RETRIES:
+                raise MachineError(
+                    f"{self.lost} predictors ended while they loaded the model ({error}); expected "
+                    "enough memory for it on every machine."
+                ) from error
+        else:
+            self.tries[case.case_id] += 1
+            if self.tries[case.case_id] <= RETRIES:
+                self.waiting.append(case)
+            else:
+                failure = MachineError(
+                    f"{RETRIES + 1} predictors ended at this case; expected enough memory for it. "
+                    "Set --memory lower, or use larger machines."
+                )
+                self.result.failed[case.case_id] = failure
+                report(case.case_id, failure)
+        if self.waiting or case is None:
+            self._hire()
+
+
+def _share_out(ray: Any, cluster: Cluster) -> tuple[dict[str, int], int]:
+    """What each predictor takes, and how many of them the machines hold, each machine by itself."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = [(int(part.get("CPU", 0)), int(part.get("GPU", 0))) for part in machines]
+    if any(gpus for _, gpus in sizes):
+        cpus = min(cluster.cpus, *(cores // gpus for cores, gpus in sizes if gpus))
+        return {"num_gpus": 1, "num_cpus": max(1, cpus)}, sum(gpus for _, gpus in sizes)
+    cpus = max(1, min(cluster.cpus, max(cores for cores, _ in sizes)))
+    return {"num_cpus": cpus}, max(1, sum(cores // cpus for cores, _ in sizes))
+
+
+class _Worker:
+    """A process of the cluster with a model kept loaded; errors come back as values."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.work = work
+        self.predictor: Predictor | None = None
+
+    def load(self, cases: Sequence[Case]) -> Exception | None:
+        """Load the model, and refuse outputs of cases that were made otherwise."""
+        try:
+            self.predictor = self.work.make_predictor()
+            plan_jobs(self.predictor, cases, self.work.output, **self.work.write)
+        except Exception as error:
+            return _bare(error)
+        return None
+
+    def predict(self, case: Case) -> BatchResult:
+        """Predict one case; what is wrong with it comes back in the result."""
+        if self.predictor is None:
+            raise ValueError("no model was loaded; expected a call of load before.")
+        try:
+            result = predict_cases(self.predictor, [case], self.work.output, **self.work.write)
+        except Exception as error:
+            return BatchResult(failed={case.case_id: _bare(error)})
+        failed = {name: _bare(error) for name, error in result.failed.items()}
+        return BatchResult(result.written, failed, result.kept)
+
+
+def _bare(error: Exception) -> Exception:
+    """An error that can travel: what came before it may hold what cannot."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MachineError(
+            "--ray needs the package ray. Install it with `pip install volseg[ray]`."
+        ) from error
+    return ray

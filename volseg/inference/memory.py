@@ -1,0 +1,159 @@
+"""How much memory a prediction takes, and how it is made to take less.
+
+What grows with the number of classes is the sum of scores in flight: classes x one window's extent
+x the cross-section of the volume. Where that is too much, the volume is predicted in strips, whose
+windows at the borders are computed for both sides; the result is the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from volseg.data.content import Box
+from volseg.errors import MachineError
+from volseg.inference.windows import STEP, choose_axis, find_extent
+
+_FLOAT = 4
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Regions of the network's grid that are predicted one after the other.
+
+    Attributes:
+        regions: they cover the image, and neighbours share a voxel, between whose centres the
+            results of both lie.
+        axis: along which the scores of each follow each other.
+        blend_bytes: what the scores in flight take at most.
+    """
+
+    regions: tuple[Box, ...]
+    axis: int
+    blend_bytes: int
+
+
+def plan_strips(
+    region: Box,
+    shape: Sequence[int],
+    window: Sequence[int],
+    num_scores: int,
+    most_bytes: float = math.inf,
+    *,
+    step: float = STEP,
+) -> Strips:
+    """As few strips as fit into memory.
+
+    Args:
+        region: what is wanted of the prepared image.
+        shape: of that image.
+        window: voxels per axis.
+        num_scores: per voxel.
+        most_bytes: what the scores in flight may take.
+        step: from window to window, as a share of the window.
+
+    Raises:
+        MachineError: the thinnest strips take more.
+    """
+    axis = choose_axis(region.shape, window)
+    blend_bytes = 0
+    for regions in _cut(region, window, step, axis):
+        in_flight = max(_count_in_flight(part, shape, window, step, axis) for part in regions)
+        blend_bytes = _FLOAT * (num_scores + 1) * in_flight
+        if blend_bytes <= most_bytes:
+            return Strips(regions, axis, blend_bytes)
+    raise MachineError(
+        f"an image of {' x '.join(map(str, shape))} voxels at the network's spacing takes "
+        f"{blend_bytes / 1e9:.2g} GB for {num_scores} scores each, and "
+        f"{max(0.0, most_bytes) / 1e9:.2g} GB are left beside the image, its maps and the network. "
+        "Allow more with --memory, leave --probabilities out, or use a larger machine."
+    )
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of a device that nobody uses; without end where the system does not tell."""
+    if device.type == "cuda":
+        # What torch keeps for its next tensors is free, too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return min(1024 * float(next(found, math.inf)), _free_in_container())
+
+
+def _free_in_container() -> float:
+    """Memory that a container or a job of a cluster has left; without end where there is none."""
+    most, used, cached = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    )[0 if (_CGROUP / "memory.max").exists() else 1]
+    try:
+        limit, usage = (_CGROUP / most).read_text().strip(), float((_CGROUP / used).read_text())
+        rows = (_CGROUP / most).with_name("memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return math.inf
+    # Files that the system keeps at hand give way.
+    spare = next((float(row.split()[1]) for row in rows if row.split()[0] == cached), 0.0)
+    return math.inf if limit == "max" else float(limit) - usage + spare
+
+
+def resident_bytes() -> float:
+    """Main memory that this process has; zero where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return _peak_bytes()
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _peak_bytes() -> float:
+    """The most that this process had; on a Mac the system tells in bytes."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def stays_on(device: torch.device, needed_bytes: float) -> bool:
+    """Whether scores are blended where they are computed: on an NVIDIA GPU with room for them."""
+    return device.type == "cuda" and needed_bytes < free_bytes(device)
+
+
+def _cut(region: Box, window: Sequence[int], step: float, axis: int) -> Iterator[tuple[Box, ...]]:
+    """The region, then more and more strips of it across `axis`, down to a step's width."""
+    yield (region,)
+    others = [other for other in range(len(window)) if other != axis]
+    across = max(others, key=lambda other: region.shape[other] / window[other])
+    length = region.shape[across]
+    for number in range(2, int(length / max(1, step * window[across])) + 1):
+        edges = [place * length // number for place in range(number + 1)]
+        yield tuple(
+            _narrow(region, across, start, min(stop + 1, length))
+            for start, stop in itertools.pairwise(edges)
+        )
+
+
+def _narrow(box: Box, axis: int, start: int, stop: int) -> Box:
+    """The part of a box from `start` to `stop`, counted from its own start."""
+    starts, shape = list(box.start), list(box.shape)
+    starts[axis], shape[axis] = box.start[axis] + start, stop - start
+    return Box(tuple(starts), tuple(shape))
+
+
+def _count_in_flight(
+    region: Box, shape: Sequence[int], window: Sequence[int], step: float, axis: int
+) -> int:
+    """Voxels whose scores are summed at a time."""
+    extents = find_extent(region, shape, window, step)
+    return math.prod(window[axis] if a == axis else n for a, n in enumerate(extents))
