@@ -54,6 +54,29 @@ def test_a_runtime_that_disagrees_is_refused(
         prepare_backend("openvino", network, SHAPE, CPU)
 
 
+def test_agreement_is_remembered_with_the_weights(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compare, compared = backends._compare, []
+
+    def watch(*arguments: object) -> str:
+        compared.append(arguments[0])
+        return compare(*arguments)
+
+    monkeypatch.setattr(backends, "_compare", watch)
+    for weights, number in (("a", 2), ("a", 2), ("b", 4)):
+        prepare_backends("openvino", (network, network), SHAPE, CPU, weights=weights)
+        assert len(compared) == number
+    # What differs is compared again, and refused again.
+    monkeypatch.setitem(
+        backends._BUILDERS, "openvino", (lambda n, *_: lambda windows: 2 * n(windows), ("cpu",))
+    )
+    for _ in range(2):
+        with pytest.raises(MachineError, match="openvino differs from torch by"):
+            prepare_backends("openvino", (network,), SHAPE, CPU, weights="c")
+
+
 def test_a_runtime_that_gives_nan_is_refused(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ bits are taken only where they give the labels of float32. Nothing falls back si
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -115,7 +117,12 @@ def choose_precision(
 
 
 def prepare_backends(
-    name: BackendName, networks: Sequence[nn.Module], shape: WindowShape, place: Place
+    name: BackendName,
+    networks: Sequence[nn.Module],
+    shape: WindowShape,
+    place: Place,
+    *,
+    weights: str | None = None,
 ) -> tuple[Network, ...]:
     """What computes windows of `shape` by the weights of several networks.
 
@@ -125,6 +132,7 @@ def prepare_backends(
         networks: in eval mode on the device of `place`.
         shape: of the windows; fewer at once are filled up.
         place: where the windows lie. torch itself is told its precision where it is called.
+        weights: digest of the networks' weights, under which agreement with torch is remembered.
 
     Raises:
         MachineError: the runtime that was named is not installed, does not work on the device,
@@ -132,7 +140,10 @@ def prepare_backends(
     """
     chosen = choose_backend(networks[0], shape, place) if name == "auto" else name
     try:
-        return tuple(prepare_backend(chosen, network, shape, place) for network in networks)
+        return tuple(
+            prepare_backend(chosen, network, shape, place, weights and f"{number} of {weights}")
+            for number, network in enumerate(networks)
+        )
     except MachineError as error:
         if name != "auto":
             raise
@@ -141,7 +152,11 @@ def prepare_backends(
 
 
 def prepare_backend(
-    name: BackendName, network: nn.Module, shape: WindowShape, place: Place
+    name: BackendName,
+    network: nn.Module,
+    shape: WindowShape,
+    place: Place,
+    weights: str | None = None,
 ) -> Network:
     """What computes windows of `shape` by the weights of one network; see `prepare_backends`."""
     if name == "torch":
@@ -152,7 +167,9 @@ def prepare_backend(
     level = logging.root.level
     try:
         candidate = _Filled(builder(network, shape.draw(), place), shape.at_once)
-        candidate(shape.draw().to(place.device))
+        _agree(name, candidate, network, shape, place, weights)
+    except MachineError:
+        raise
     except ImportError as error:
         raise MachineError(
             f"--backend {name} needs a package that is not there ({error}). Install it with "
@@ -166,14 +183,39 @@ def prepare_backend(
     finally:
         # OpenVINO silences all warnings while it reads a network, and where it fails for good.
         logging.root.setLevel(level)
-    _check_agreement(name, candidate, network, shape, place)
     return candidate
 
 
-@torch.inference_mode()
-def _check_agreement(
-    name: str, candidate: Network, network: nn.Module, shape: WindowShape, place: Place
+def _agree(
+    name: str,
+    candidate: Network,
+    network: nn.Module,
+    shape: WindowShape,
+    place: Place,
+    weights: str | None,
 ) -> None:
+    """Compare a runtime with torch, if that was not done before for these weights.
+
+    Raises:
+        MachineError: they differ too much.
+    """
+    compare = partial(_compare, name, candidate, network, shape, place)
+    if weights is None:
+        compare()
+        return
+    version = importlib.import_module(_MODULES[name]).__version__
+    _remember(_describe(network, shape, place, f"{name} {version} {weights}"), compare, float)
+
+
+@torch.inference_mode()
+def _compare(
+    name: str, candidate: Network, network: nn.Module, shape: WindowShape, place: Place
+) -> str:
+    """The largest difference to torch in float32, as a share of the logits' spread.
+
+    Raises:
+        MachineError: it is too large.
+    """
     windows = shape.draw().to(place.device)
     expected = network(windows).float()
 
@@ -190,6 +232,7 @@ def _check_agreement(
             f"{name} differs from torch by {difference:.2g} of the logits' spread; expected at "
             f"most {allowed:.2g}. Use --backend torch."
         )
+    return str(difference)
 
 
 @torch.inference_mode()
@@ -355,3 +398,4 @@ _BUILDERS: dict[str, tuple[_Builder, tuple[str, ...]]] = {
     "onnxruntime": (_build_onnxruntime, ("cpu",)),
     "tensorrt": (_build_tensorrt, ("cuda",)),
 }
+_MODULES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "tensorrt": "onnxruntime"}

@@ -89,15 +89,17 @@ class _Crew:
 
     def run(self, on_case: Callable[[int, int], None] | None) -> BatchResult:
         """Until every case is done or has failed."""
+        reported = 0
         while self.busy:
             ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_PATIENCE_S)
             if not ready and not self.is_checked:
                 logger.warning("no predictor has begun yet: the cluster is busy, or loads slowly")
             for call in ready:
                 self._take(call)
-                done = len(self.result.written) + len(self.result.kept) + len(self.result.failed)
-                if on_case and done:
-                    on_case(done, len(self.cases))
+            done = len(self.result.written) + len(self.result.kept) + len(self.result.failed)
+            if on_case and done > reported:
+                on_case(done, len(self.cases))
+            reported = done
         return self.result
 
     def dismiss(self) -> None:

@@ -140,7 +140,9 @@ class Predictor:
         )
         where = Place(model.device, precision)
         self._members = Members(
-            prepare_backends(self.options.backend, model.networks, shape, where),
+            prepare_backends(
+                self.options.backend, model.networks, shape, where, weights=model.digest
+            ),
             model.device,
             precision=precision,
             overlapping=bool(classes.regions),
