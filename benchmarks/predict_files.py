@@ -50,6 +50,10 @@ SIDES = (
 )
 
 
+SAMPLE_S = 0.5
+"""Between two looks at memory, each of which holds the process up for some milliseconds."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Images and the plan that they are predicted by.
@@ -262,7 +266,7 @@ def run_measured(command: Sequence[str], result: Path, log: Path) -> Measured:
         peak = 0.0
         while process.poll() is None:
             peak = max(peak, sum(map(read_pss_mb, list_family(process.pid))))
-            time.sleep(0.05)
+            time.sleep(SAMPLE_S)
     if process.returncode:
         raise SystemExit(f"`{' '.join(command)}` ended with {process.returncode}; see {log}.")
     return Measured(json.loads(result.read_text())["seconds"], peak)
