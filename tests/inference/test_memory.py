@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from pathlib import Path
 
@@ -29,18 +28,28 @@ def test_what_fits_is_one_strip() -> None:
     assert strips.blend_bytes == 4 * 5 * 32 * 120 * 90
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7, 0.6])
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.6, 0.4])
 def test_strips_cover_all_and_share_a_voxel(share: float) -> None:
     whole_bytes = plan_strips(WHOLE, SHAPE, WINDOW, 4).blend_bytes
     strips = plan_strips(WHOLE, SHAPE, WINDOW, 4, share * whole_bytes)
     assert len(strips.regions) > 1
     assert strips.blend_bytes <= share * whole_bytes
-    assert strips.regions[0].start == (0, 0, 0)
-    for region, following in itertools.pairwise(strips.regions):
-        assert following.start[1] == region.start[1] + region.shape[1] - 1
-    last = strips.regions[-1]
-    assert last.start[1] + last.shape[1] == 120
-    assert {(region.shape[0], region.shape[2]) for region in strips.regions} == {(200, 90)}
+    # Results lie between the centres of neighbours: every cell of them is within a strip.
+    cells = np.zeros(np.subtract(SHAPE, 1), int)
+    for region in strips.regions:
+        ends = np.add(region.start, region.shape) - 1
+        cells[tuple(slice(a, b) for a, b in zip(region.start, ends, strict=True))] += 1
+    assert (cells == 1).all()
+
+
+def test_both_axes_are_cut_where_one_is_not_enough() -> None:
+    # The windows of a strip of a step's width reach over 64 voxels, 32 + 16 + 16.
+    least_bytes = 4 * 5 * 32 * 64 * 90
+    strips = plan_strips(WHOLE, SHAPE, WINDOW, 4, 0.8 * least_bytes)
+    assert strips.blend_bytes <= 0.8 * least_bytes
+    places = {(region.start[1], region.start[2]) for region in strips.regions}
+    assert len({y for y, _ in places}) > 1
+    assert len({z for _, z in places}) > 1
 
 
 def test_strips_lie_within_a_region() -> None:
@@ -56,7 +65,10 @@ def test_what_never_fits_is_refused() -> None:
         plan_strips(WHOLE, SHAPE, WINDOW, 4, 1e5)
 
 
-def test_labels_do_not_depend_on_the_strips(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("across", "other"), [(41, 32), (32, 32)])
+def test_labels_do_not_depend_on_the_strips(
+    across: int, other: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(50, 100, 40)).astype(np.float32), np.diag([1, 0.9, 1.3, 1])
     predictor = volseg.Predictor.load(run, device="cpu")
@@ -65,7 +77,7 @@ def test_labels_do_not_depend_on_the_strips(run: Path, monkeypatch: pytest.Monke
 
     def room(self: volseg.Predictor, map_bytes: int) -> float:
         seen.append(map_bytes)
-        return 4 * 4 * 16 * 41 * 32
+        return 4 * 4 * 16 * across * other
 
     monkeypatch.setattr(volseg.Predictor, "_room", room)
     found = predictor(image, probabilities=True, uncertainty=True)

@@ -131,17 +131,27 @@ def stays_on(device: torch.device, needed_bytes: float) -> bool:
 
 
 def _cut(region: Box, window: Sequence[int], step: float, axis: int) -> Iterator[tuple[Box, ...]]:
-    """The region, then more and more strips of it across `axis`, down to a step's width."""
-    yield (region,)
+    """The region, then more and more strips of it across `axis`, down to a step's width.
+
+    They are cut across the longest axis first, and across the other one where that is not enough.
+    """
     others = [other for other in range(len(window)) if other != axis]
-    across = max(others, key=lambda other: region.shape[other] / window[other])
-    length = region.shape[across]
-    for number in range(2, int(length / max(1, step * window[across])) + 1):
-        edges = [place * length // number for place in range(number + 1)]
-        yield tuple(
-            _narrow(region, across, start, min(stop + 1, length))
-            for start, stop in itertools.pairwise(edges)
-        )
+    others.sort(key=lambda other: -region.shape[other] / window[other])
+    most = [max(1, int(region.shape[o] / max(1, step * window[o]))) for o in others]
+    cuts = itertools.product(*(range(1, number + 1) for number in most))
+    for numbers in sorted(cuts, key=lambda cut: (math.prod(cut), cut[1:])):
+        strips = [region]
+        for other, number in zip(others, numbers, strict=True):
+            strips = [part for strip in strips for part in _divide(strip, other, number)]
+        yield tuple(strips)
+
+
+def _divide(box: Box, axis: int, number: int) -> Iterator[Box]:
+    """Parts of a box along an axis, of which neighbours share a voxel."""
+    length = box.shape[axis]
+    edges = [place * length // number for place in range(number + 1)]
+    for start, stop in itertools.pairwise(edges):
+        yield _narrow(box, axis, start, min(stop + 1, length))
 
 
 def _narrow(box: Box, axis: int, start: int, stop: int) -> Box:
