@@ -185,8 +185,10 @@ def test_budget_of_an_extension_by_hand() -> None:
     budget.correct(120, elapsed_s=1000)
     assert budget.end == 140
     budget.extend(140, elapsed_s=60, num_steps=30, minutes=1)
-    # Its own ten steps took 20 s, so that 40 s are left for 20 more; those before do not count.
-    budget.correct(150, elapsed_s=80)
+    # Its own steps take 2 s, so that after five 50 s are left; those before do not count.
+    assert [budget.correct(140 + k, elapsed_s=60 + 2 * k) for k in range(1, 6)] == [False] * 4 + [
+        True
+    ]
     assert (budget.end, budget.num_steps) == (170, 30)
     assert budget.progress(150) == pytest.approx(1 / 3)
 

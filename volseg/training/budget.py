@@ -18,7 +18,10 @@ FIRST_SHARE = 0.05
 the minutes where that is less."""
 FIRST_STEPS = 5
 FIRST_PROGRESS = 0.02
-"""And after so many steps at once where they already seem to be so much of the training."""
+"""But not before so many steps, and after them at once where they already seem to be so much of the
+training."""
+FEW_SHARE = 0.25
+"""Fewer steps must do as a measure once so large a share of the minutes is spent."""
 CORRECTIONS = (0.05, 0.1, 0.25)
 """Progress at which the number of steps left is computed anew from the time left."""
 
@@ -65,12 +68,12 @@ class Budget:
 
     def _begin(self, step: int, elapsed_s: float, num_steps: int, minutes: float | None) -> None:
         self.minutes = None if minutes is None else elapsed_s / 60 + minutes
-        # Behind the first step, which is no measure of speed, there must be one that is.
-        self.end = step + max(1 if minutes is None else 2, num_steps)
+        self.end = step + max(1 if minutes is None else FIRST_STEPS, num_steps)
         self._begin_step, self._begin_s = step, elapsed_s
         self._anchor_step, self._anchor_progress = step, 0.0
         self._corrections = 0
         self._slow_steps, self._slow_s = 0, 0.0
+        self._spent_s, self._slowest_s = 0.0, 0.0
         self._validations, self._validations_s = 0, 0.0
 
     def expect_validations(self, share: float, steps: float) -> None:
@@ -84,6 +87,9 @@ class Budget:
 
     def leave_out(self, seconds: float) -> None:
         """Count a step that took as long as others do not: the first one of a process."""
+        if self.is_guess:
+            # Behind it there must be those that are a measure.
+            self.end += 1
         if not self.is_final:
             self._slow_steps += 1
             self._slow_s += seconds
@@ -100,36 +106,51 @@ class Budget:
         return min(1.0, self._anchor_progress + (1 - self._anchor_progress) * share)
 
     def correct(self, step: int, elapsed_s: float) -> bool:
-        """After `step` steps in `elapsed_s`, fit the steps left to the time left, if it is due.
+        """Fit the steps left to the time left, if it is due; to be asked after every step.
 
         The first time replaces what was predicted, as if it had never been; after that the slope
         of `progress` changes and never its value.
 
+        Args:
+            step: steps so far.
+            elapsed_s: time so far.
+
         Returns:
             Whether it was due.
         """
-        steps = step - self._begin_step - self._slow_steps
-        spent_s = elapsed_s - self._begin_s - self._slow_s - self._validations_s
         if self.minutes is None or self.is_final:
             return False
-        if steps < 1 or not self._is_due(step, steps, spent_s):
+        steps = step - self._begin_step - self._slow_steps
+        spent_s = elapsed_s - self._begin_s - self._slow_s - self._validations_s
+        self._slowest_s = max(self._slowest_s, spent_s - self._spent_s)
+        self._spent_s = spent_s
+        if steps < 1 or not self._is_due(step, steps):
             return False
-        # A clock may be too coarse for a step.
-        step_s = max(spent_s, 1e-3) / steps
+        step_s = self._measure_step(steps)
         if self._corrections:
             self._anchor_progress, self._anchor_step = self.progress(step), step
-        left_s = self.minutes * 60 - elapsed_s - self._predict_validations(step_s)
+        left_s = self.minutes * 60 - elapsed_s
+        # However long the validations seem to take, half of the time is for steps.
+        left_s -= min(left_s / 2, self._predict_validations(step_s))
         self.end = step + max(1, round(left_s / step_s))
         self._corrections = 1 + self._count_passed(step)
         return True
 
-    def _is_due(self, step: int, steps: int, spent_s: float) -> bool:
+    def _is_due(self, step: int, steps: int) -> bool:
         if self._corrections:
             return self._corrections <= self._count_passed(step) and step < self.end
         asked_s = (self.minutes or 0) * 60 - self._begin_s
-        is_measured = spent_s >= min(FIRST_S, FIRST_SHARE * asked_s)
-        is_far = steps >= FIRST_STEPS and self.progress(step) >= FIRST_PROGRESS
-        return is_measured or is_far or step >= self.end
+        if steps < FIRST_STEPS:
+            return self._spent_s >= FEW_SHARE * asked_s or step >= self.end
+        is_measured = self._spent_s >= min(FIRST_S, FIRST_SHARE * asked_s)
+        return is_measured or self.progress(step) >= FIRST_PROGRESS
+
+    def _measure_step(self, steps: int) -> float:
+        """Seconds per step, without the slowest: a busy machine may hold one up for a minute."""
+        if steps == 1:
+            return max(self._spent_s, 1e-3)
+        # A clock may be too coarse for a step.
+        return max(self._spent_s - self._slowest_s, 1e-3) / (steps - 1)
 
     def _count_passed(self, step: int) -> int:
         return sum(self.progress(step) >= at for at in CORRECTIONS)
