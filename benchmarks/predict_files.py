@@ -2,10 +2,11 @@
 
 ``python benchmarks/predict_files.py OUTPUT --peer-python NNUNET/bin/python --hippocampus DATASET``
 
-The network is nnU-Net's U-Net with random weights, which volseg and the bundle load by the order in
-which they are used. Same windows, half overlapping, Gaussian weights, no mirroring, same spacing.
-The bundle has MONAI's own inferer. volseg computes in 16 bits where the CPU has instructions for
-them, and in float32 where a side says so; labels are compared with those of float32.
+The network is nnU-Net's U-Net with random weights, or with those of so many ``--steps`` of
+training, which volseg and the bundle load by the order in which they are used. Same windows, half
+overlapping, Gaussian weights, no mirroring, same spacing. The bundle has MONAI's own inferer.
+volseg computes in 16 bits where the CPU has instructions for them and the weights bear it, and in
+float32 where a side says so; labels are compared with those of float32.
 Sides take turns; the time goes from the first image that is read to the last label map that is
 written, in a process that has loaded its libraries and the model. Memory is that of the process
 and its children, shared pages divided among them, sampled while the images are predicted.
@@ -49,9 +50,10 @@ SIDES = (
     "nnU-Net, one process",
 )
 
-
 SAMPLE_S = 0.5
 """Between two looks at memory, each of which holds the process up for some milliseconds."""
+KINDS_HU = (-500.0, 0.0, 80.0, 200.0)
+"""Intensities between the classes of the volume that is made."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Task:
     Attributes:
         name: of the folder.
         images: folder of files ``CASE_0000.nii.gz``.
+        labels: folder of files ``CASE.nii.gz``.
         plan: volseg's.
         classes: of the network.
     """
 
     name: str
     images: Path
+    labels: Path
     plan: Plan
     classes: Classes
 
@@ -109,13 +113,17 @@ def make_hippocampus(dataset: Path, folder: Path) -> Task:
         shutil.copy(path, images / path.name.replace(".nii.gz", "_0000.nii.gz"))
     norm = {"channel": "MRI", "scheme": "zscore"}
     plan = make_plan((1, 1, 1), (40, 56, 40), (32, 64, 128, 256), norm)
-    return Task("hippocampus", images, plan, name_classes(3))
+    return Task("hippocampus", images, dataset / "labelsTr", plan, name_classes(3))
 
 
 def make_ct(folder: Path) -> Task:
-    """One volume like a CT: an ellipse of soft tissue with organs in air, and noise."""
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    """One volume like a CT: an ellipse of soft tissue with organs in air, and noise.
+
+    Its classes are soft tissue and three kinds of organs, by their intensity.
+    """
+    images, labels = folder / "images", folder / "labels"
+    for made in (images, labels):
+        made.mkdir(parents=True, exist_ok=True)
     shape, spacing = (320, 320, 128), (0.8, 0.8, 1.25)
     rng = np.random.default_rng(0)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
@@ -125,9 +133,11 @@ def make_ct(folder: Path) -> Task:
         centre, radius = rng.uniform(-0.5, 0.5, 3), rng.uniform(0.08, 0.25)
         inside = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2 < radius**2
         volume[inside] = rng.uniform(-100, 300)
+    kinds = np.digitize(volume, KINDS_HU).astype(np.uint8)
     volume += rng.normal(0, 12, shape).astype(np.float32)
-    image = nib.Nifti1Image(volume.astype(np.int16), np.diag([*spacing, 1.0]))
-    nib.save(image, images / "ct_0000.nii.gz")
+    affine = np.diag([*spacing, 1.0])
+    nib.save(nib.Nifti1Image(volume.astype(np.int16), affine), images / "ct_0000.nii.gz")
+    nib.save(nib.Nifti1Image(kinds, affine), labels / "ct.nii.gz")
     norm = {
         "channel": "CT",
         "scheme": "ct",
@@ -137,7 +147,7 @@ def make_ct(folder: Path) -> Task:
         "std": 400.0,
     }
     plan = make_plan((1.5, 1.5, 1.5), (96, 96, 96), (32, 64, 128, 256, 320), norm)
-    return Task("CT", images, plan, name_classes(5))
+    return Task("CT", images, labels, plan, name_classes(len(KINDS_HU) + 1))
 
 
 def write_nnunet_model(task: Task, folder: Path) -> None:
@@ -396,6 +406,8 @@ def prepare(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
     script = Path(__file__).with_name("nnunet_predict.py")
     weights = folder / "weights.pt"
     words = ["make", str(folder / "made.json"), "--model", str(folder / "nnunet")]
+    words += ["--images", str(task.images), "--labels", str(task.labels)]
+    words += ["--steps", str(arguments.steps), "--threads", str(torch.get_num_threads())]
     subprocess.run(
         [str(arguments.peer_python), str(script), *words, "--weights", str(weights)], check=True
     )
@@ -419,6 +431,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--peer-python", type=Path, help="python with nnunetv2")
     parser.add_argument("--hippocampus", type=Path, help="MSD's Task04_Hippocampus")
+    parser.add_argument("--steps", type=int, default=0, help="of training; 0 for random weights")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     # Of a process that this program has started:

@@ -204,7 +204,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for number in arguments.classes:
         plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
-        task = Task("CT", path.parent, plan, name_classes(number))
+        task = Task("CT", path.parent, path.parent, plan, name_classes(number))
         write_nnunet_model(task, path.with_name(f"nnunet_{number}"))
         measure(number, path, arguments)
 
