@@ -36,7 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     stem, *suffixes = path.name.split(".")
     temporary = path.with_name(".".join([f".{stem}-{uuid.uuid4().hex[:8]}", *suffixes]))
     try:
-        with _explain_full_disk(path):
+        with explain_full_disk(path):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -57,7 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        with _explain_full_disk(path):
+        with explain_full_disk(path):
             yield temporary
             for file in temporary.iterdir():
                 _sync(file)
@@ -103,13 +103,14 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explain_full_disk(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one that names the file that was to be written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MachineError(
-                f"no space left while writing {path}; nothing was changed there. Free some space."
+                f"no space left while writing {path}; what was there stays. Free some space."
             ) from error
         raise
 

@@ -300,8 +300,8 @@ class TrainingConfig(Record):
     start_from: str | None = None
     """A run folder or bundle: its plan is taken over, and its weights by name and shape."""
     patience: Annotated[int, Field(gt=0)] | None = None
-    """End after so many validations without a better Dice; None goes on to the end. There are more
-    of them then, at most one per epoch or 25th of the minutes."""
+    """After so many validations without a better Dice lower the learning rate to zero and end;
+    None goes on. There are more of them then, at most one per epoch or 25th of the minutes."""
     parts: Annotated[int, Field(gt=0)] = 1
     """A batch is computed in so many parts, whose gradients are added by their samples: the same
     training in less memory, but for batch normalisation, Dice of whole batches, and cross-entropy

@@ -152,14 +152,14 @@ def test_fold_that_was_not_trained_is_not_extended(balls: Path, run: Path) -> No
     assert (run / "fold_0" / "checkpoint_last.pt").read_bytes() == before
 
 
-def test_training_that_ended_for_want_of_patience_is_finished(run: Path) -> None:
+def test_training_that_ends_for_want_of_patience_is_finished_at_its_new_end(run: Path) -> None:
     path = run / "fold_0" / "checkpoint_last.pt"
     state = load_weights(path)
     state["counters"]["step"] = 5
     save_weights(path, state)
     with pytest.raises(ConfigError, match="stopped at step 5 of 8"):
         check_finished(RunFolder(run), [0])
-    state["counters"]["is_settled"] = True
+    state["training"]["budget"]["end"] = 5
     save_weights(path, state)
     check_finished(RunFolder(run), [0])
 
@@ -186,9 +186,11 @@ def test_budget_of_an_extension_by_hand() -> None:
     assert budget.end == 140
     budget.extend(140, elapsed_s=60, num_steps=30, minutes=1)
     # Its own steps take 2 s, so that after five 50 s are left; those before do not count.
-    assert [budget.correct(140 + k, elapsed_s=60 + 2 * k) for k in range(1, 6)] == [False] * 4 + [
-        True
-    ]
+    due = []
+    for k in range(1, 6):
+        budget.add_step(2)
+        due.append(budget.correct(140 + k, elapsed_s=60 + 2 * k))
+    assert due == [False] * 4 + [True]
     assert (budget.end, budget.num_steps) == (170, 30)
     assert budget.progress(150) == pytest.approx(1 / 3)
 

@@ -111,7 +111,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Length in epochs instead.")] = None,
     fold: Annotated[str, typer.Option(help="Validation fold, or all for each in turn.")] = "0",
     patience: Annotated[
-        int | None, typer.Option(help="End after so many validations without a better Dice.")
+        int | None, typer.Option(help="End once so many validations give no better Dice.")
     ] = None,
     start_from: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Begin with this model's plan and weights.")

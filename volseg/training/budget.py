@@ -12,18 +12,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+FIRST_STEPS = 5
+"""Fewer steps are no measure of the speed."""
 FIRST_S = 10.0
 FIRST_SHARE = 0.05
-"""The measured speed replaces the planner's after so many seconds of steps, or so large a share of
-the minutes where that is less."""
-FIRST_STEPS = 5
 FIRST_PROGRESS = 0.02
-"""But not before so many steps, and after them at once where they already seem to be so much of the
-training."""
+"""The measured speed replaces the planner's after so many seconds of steps, so large a share of the
+minutes, or so much of the training as they seem to be."""
 FEW_SHARE = 0.25
-"""Fewer steps must do as a measure once so large a share of the minutes is spent."""
+"""Once so large a share of the minutes is spent, fewer steps tell more than the prediction."""
 CORRECTIONS = (0.05, 0.1, 0.25)
-"""Progress at which the number of steps left is computed anew from the time left."""
+"""Share of the steps or of the minutes at which the number of steps left is computed anew."""
+SETTLING = 0.2
+"""A training that ends early lowers its learning rate in so many more steps, of those so far."""
 
 
 class Budget:
@@ -50,7 +51,7 @@ class Budget:
 
     @property
     def is_final(self) -> bool:
-        """Whether the number of steps will not change any more."""
+        """Whether the number of steps will not change any more, but by `settle`."""
         return self.minutes is None or self._corrections > len(CORRECTIONS)
 
     def extend(
@@ -72,9 +73,11 @@ class Budget:
         self._begin_step, self._begin_s = step, elapsed_s
         self._anchor_step, self._anchor_progress = step, 0.0
         self._corrections = 0
-        self._slow_steps, self._slow_s = 0, 0.0
-        self._spent_s, self._slowest_s = 0.0, 0.0
         self._validations, self._validations_s = 0, 0.0
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        self._steps, self._steps_s, self._slowest_s = 0, 0.0, 0.0
 
     def expect_validations(self, share: float, steps: float) -> None:
         """Leave time for validations.
@@ -85,25 +88,31 @@ class Budget:
         """
         self.validation_share, self.validation_steps = share, steps
 
-    def leave_out(self, seconds: float) -> None:
+    def add_step(self, seconds: float) -> None:
+        """Count a step that is a measure of the others."""
+        if not self.is_final:
+            self._steps += 1
+            self._steps_s += seconds
+            self._slowest_s = max(self._slowest_s, seconds)
+
+    def leave_out_step(self) -> None:
         """Count a step that took as long as others do not: the first one of a process."""
         if self.is_guess:
             # Behind it there must be those that are a measure.
             self.end += 1
-        if not self.is_final:
-            self._slow_steps += 1
-            self._slow_s += seconds
 
     def add_validation(self, seconds: float) -> None:
-        """Count a validation, which is no measure of the steps' speed."""
+        """Count a validation, whose time is left for those to come."""
         if not self.is_final:
             self._validations += 1
             self._validations_s += seconds
 
     def progress(self, step: int) -> float:
         """Share of the training that is done after `step` steps, at most 1."""
-        share = (step - self._anchor_step) / max(1, self.end - self._anchor_step)
-        return min(1.0, self._anchor_progress + (1 - self._anchor_progress) * share)
+        if step >= self.end:
+            return 1.0
+        share = (step - self._anchor_step) / (self.end - self._anchor_step)
+        return self._anchor_progress + (1 - self._anchor_progress) * share
 
     def correct(self, step: int, elapsed_s: float) -> bool:
         """Fit the steps left to the time left, if it is due; to be asked after every step.
@@ -116,44 +125,75 @@ class Budget:
             elapsed_s: time so far.
 
         Returns:
-            Whether it was due.
+            Whether the number of steps is another one, and measured.
         """
         if self.minutes is None or self.is_final:
             return False
-        steps = step - self._begin_step - self._slow_steps
-        spent_s = elapsed_s - self._begin_s - self._slow_s - self._validations_s
-        self._slowest_s = max(self._slowest_s, spent_s - self._spent_s)
-        self._spent_s = spent_s
-        if steps < 1 or not self._is_due(step, steps):
+        if self._steps < FIRST_STEPS:
+            self._guess(step, elapsed_s)
             return False
-        step_s = self._measure_step(steps)
+        if not self._is_due(step, elapsed_s):
+            return False
         if self._corrections:
-            self._anchor_progress, self._anchor_step = self.progress(step), step
-        left_s = self.minutes * 60 - elapsed_s
-        # However long the validations seem to take, half of the time is for steps.
-        left_s -= min(left_s / 2, self._predict_validations(step_s))
-        self.end = step + max(1, round(left_s / step_s))
-        self._corrections = 1 + self._count_passed(step)
+            self._bend(step)
+        self.end = step + max(1, self._count_left(elapsed_s))
+        self._corrections = 1 + self._count_passed(step, elapsed_s)
+        self._forget_steps()
+        if self.is_final:
+            self._validations, self._validations_s = 0, 0.0
         return True
 
-    def _is_due(self, step: int, steps: int) -> bool:
+    def settle(self, step: int) -> None:
+        """Come to the end early, by a schedule that is lowered from where it is now."""
+        self._bend(step)
+        self.end = min(self.end, step + max(1, round(SETTLING * (step - self._begin_step))))
+        self._corrections = len(CORRECTIONS) + 1
+
+    def _bend(self, step: int) -> None:
+        """Let `progress` go on from its value at `step`, whatever becomes of the end."""
+        self._anchor_progress, self._anchor_step = self.progress(step), step
+
+    def _guess(self, step: int, elapsed_s: float) -> None:
+        """What a few slow steps tell; a busy machine may have held up one of them."""
+        if not self.is_guess or self._spent_share(elapsed_s) < FEW_SHARE:
+            return
+        if self._steps:
+            self.end = step + self._count_left(elapsed_s)
+        elif self._spent_share(elapsed_s) >= 1:
+            self.end = step
+
+    def _is_due(self, step: int, elapsed_s: float) -> bool:
         if self._corrections:
-            return self._corrections <= self._count_passed(step) and step < self.end
-        asked_s = (self.minutes or 0) * 60 - self._begin_s
-        if steps < FIRST_STEPS:
-            return self._spent_s >= FEW_SHARE * asked_s or step >= self.end
-        is_measured = self._spent_s >= min(FIRST_S, FIRST_SHARE * asked_s)
-        return is_measured or self.progress(step) >= FIRST_PROGRESS
+            passed = self._count_passed(step, elapsed_s)
+            return self._corrections <= passed and step < self.end
+        enough_s = min(FIRST_S, FIRST_SHARE * self._asked_s)
+        return self._steps_s >= enough_s or self.progress(step) >= FIRST_PROGRESS
 
-    def _measure_step(self, steps: int) -> float:
+    @property
+    def _asked_s(self) -> float:
+        return (self.minutes or 0.0) * 60 - self._begin_s
+
+    def _spent_share(self, elapsed_s: float) -> float:
+        return (elapsed_s - self._begin_s) / self._asked_s
+
+    def _count_passed(self, step: int, elapsed_s: float) -> int:
+        # Steps that have become slower are noticed by the clock, faster ones by their number.
+        done = max(self.progress(step), self._spent_share(elapsed_s))
+        return sum(done >= at for at in CORRECTIONS)
+
+    def _count_left(self, elapsed_s: float) -> int:
+        """Steps for which there is time, as the last ones went."""
+        step_s = self._measure_step()
+        left_s = max(0.0, (self.minutes or 0.0) * 60 - elapsed_s)
+        # However long the validations seem to take, half of the time is for steps.
+        left_s -= min(left_s / 2, self._predict_validations(step_s))
+        return round(left_s / step_s)
+
+    def _measure_step(self) -> float:
         """Seconds per step, without the slowest: a busy machine may hold one up for a minute."""
-        if steps == 1:
-            return max(self._spent_s, 1e-3)
+        without = self._steps_s - self._slowest_s if self._steps > 1 else self._steps_s
         # A clock may be too coarse for a step.
-        return max(self._spent_s - self._slowest_s, 1e-3) / (steps - 1)
-
-    def _count_passed(self, step: int) -> int:
-        return sum(self.progress(step) >= at for at in CORRECTIONS)
+        return max(without, 1e-3) / max(1, self._steps - 1)
 
     def _predict_validations(self, step_s: float) -> float:
         """Seconds of the validations to come: as those before, or as predicted."""

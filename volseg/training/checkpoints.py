@@ -38,9 +38,11 @@ class Counters:
     round_steps: int = 0
     round_loss: float = 0.0
     """Steps since the last round, and the sum of their losses."""
+    best_since_begin: float = -1.0
     validations_since_best: int = 0
-    is_settled: bool = False
-    """Whether the training ended before its last step, since no validation got better."""
+    """Of this training or extension, for the patience."""
+    is_settling: bool = False
+    """Whether the training comes to its end early, since no validation got better."""
     extensions: int = 0
     """How often a finished training was given more time or epochs."""
     job: str = ""

@@ -34,6 +34,8 @@ Weights = tuple[Tensor, ...] | list[Tensor]
 
 CHECKPOINT_EVERY_S = 300
 """A kill loses at most this much of a training."""
+CHECKPOINT_SHARE = 0.05
+"""Largest share of the time that checkpoints of rounds may take."""
 
 
 class TrainingEvents(EventEnum):  # type: ignore[misc]  # ignite is not typed for us
@@ -66,6 +68,7 @@ class Learner:
     """The network, perhaps compiled, perhaps one of several processes."""
     wants_stop: bool = False
     counters: Counters = field(default_factory=Counters)
+    _looked_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         """Compute with the network as it is until it is compiled."""
@@ -73,8 +76,36 @@ class Learner:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps are done, or the patience is at its end."""
-        return self.counters.is_settled or self.counters.step >= self.budget.end
+        """Whether all steps are done."""
+        return self.counters.step >= self.budget.end
+
+    def start_clock(self) -> None:
+        """Leave out the time since the last look."""
+        self._looked_s = time.monotonic()
+
+    def look_at_clock(self) -> float:
+        """Seconds since the last look, of the first process in all; they count from now on."""
+        (seconds,) = self._count_time()
+        return seconds
+
+    def end_step(self, loss: float) -> float:
+        """As `look_at_clock`; and count a step, its mean loss, and any process's wish to stop."""
+        number = count_processes()
+        seconds, mean_loss, stops = self._count_time(loss / number, float(self.wants_stop))
+        self.wants_stop = stops > 0
+        self.counters.step += 1
+        self.counters.round_steps += 1
+        self.counters.round_loss += mean_loss
+        return seconds
+
+    def _count_time(self, *others: float) -> list[float]:
+        """The first process's seconds since the last look, and sums over the processes."""
+        now = time.monotonic()
+        said = [now - self._looked_s if is_first() else 0.0, *others]
+        self._looked_s = now
+        summed: list[float] = add_up(torch.tensor(said, dtype=torch.float64)).tolist()
+        self.counters.elapsed_s += summed[0]
+        return summed
 
 
 def make_learner(
@@ -250,23 +281,16 @@ def _accumulate(learner: Learner, image: Tensor, target: Tensor) -> float:
 def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
     """After each step: count it, correct the budget, fire rounds, stop at the end."""
     counters, budget = learner.counters, learner.budget
-    clock = {"last": time.monotonic()}
-
-    def start(engine: Engine) -> None:
-        clock["last"] = time.monotonic()
 
     def count(engine: Engine) -> None:
-        progress, elapsed_s = budget.progress(counters.step), counters.elapsed_s
-        counters.step += 1
-        now = time.monotonic()
-        elapsed_s += now - clock["last"]
-        clock["last"] = now
-        elapsed_s, wants_stop = _agree(elapsed_s, learner.wants_stop)
+        progress = budget.progress(counters.step)
+        seconds = learner.end_step(engine.state.output)
         if engine.state.iteration == 1:
             # What is compiled, tuned and started in it takes no time in any other.
-            budget.leave_out(elapsed_s - counters.elapsed_s)
-        counters.elapsed_s = elapsed_s
-        if wants_stop:
+            budget.leave_out_step()
+        else:
+            budget.add_step(seconds)
+        if learner.wants_stop:
             engine.interrupt()
         # A rounding error below a millionth of a round must not delay it by a step.
         rounds = [
@@ -283,38 +307,36 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         if learner.is_complete:
             engine.terminate()
 
-    trainer.add_event_handler(Events.STARTED, start)
+    trainer.add_event_handler(Events.STARTED, lambda: learner.start_clock())
     trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
 
 
-def _agree(elapsed_s: float, wants_stop: bool) -> tuple[float, bool]:
-    """The first process's clock, and whether any process was asked to stop."""
-    if count_processes() == 1:
-        return elapsed_s, wants_stop
-    said = torch.tensor([elapsed_s if is_first() else 0.0, float(wants_stop)], dtype=torch.float64)
-    elapsed, stops = add_up(said).tolist()
-    return elapsed, stops > 0
-
-
-def attach_checkpoints(trainer: Engine, checkpoints: Checkpoints) -> None:
+def attach_checkpoints(trainer: Engine, learner: Learner, checkpoints: Checkpoints) -> None:
     """Write ``checkpoint_last.pt`` every round, every few minutes, and when the engine stops.
 
     And when the length is corrected, so that no kill from then on changes where the training ends.
+    Rounds that follow each other so quickly that writing would take much of the time go without.
     """
-    clock = {"saved": time.monotonic()}
-
     if not is_first():
         return
+    clock = {"saved": time.monotonic(), "took": 0.0}
 
     def save(engine: Engine) -> None:
+        start = time.monotonic()
         checkpoints.save_last()
         clock["saved"] = time.monotonic()
+        clock["took"] = clock["saved"] - start
+
+    def save_round(engine: Engine) -> None:
+        is_cheap = clock["took"] <= CHECKPOINT_SHARE * (time.monotonic() - clock["saved"])
+        if is_cheap or learner.is_complete:
+            save(engine)
 
     def save_if_due(engine: Engine) -> None:
         if time.monotonic() - clock["saved"] > CHECKPOINT_EVERY_S:
             save(engine)
 
-    trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, save)
+    trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, save_round)
     trainer.add_event_handler(TrainingEvents.LENGTH_CORRECTED, save)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, save_if_due)
     trainer.add_event_handler(Events.INTERRUPT, save)

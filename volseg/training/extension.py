@@ -29,7 +29,7 @@ def check_finished(run: RunFolder, folds: Sequence[int]) -> None:
             )
         state = load_weights(path)
         step, end = state["counters"]["step"], state["training"]["budget"]["end"]
-        if step < end and not state["counters"]["is_settled"]:
+        if step < end:
             raise ConfigError(
                 f"{path.parent} was stopped at step {step} of {end}; expected a finished training "
                 "to extend. Go on with it by --resume alone, without a length."
@@ -55,6 +55,8 @@ def extend(learner: Learner, training: TrainingConfig) -> None:
         minutes = float(training.minutes or 0)
         steps = int(minutes * 60 * counters.step / counters.elapsed_s)
     learner.budget.extend(counters.step, counters.elapsed_s, steps, minutes)
-    counters.is_settled, counters.validations_since_best = False, 0
+    # The first validations will be worse than those of a training at its end.
+    counters.best_since_begin, counters.validations_since_best = -1.0, 0
+    counters.is_settling = False
     counters.extensions += 1
     logger.info("extension %d begins at step %d", counters.extensions, counters.step)

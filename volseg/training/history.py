@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from volseg.atomic import write_text
+from volseg.atomic import explain_full_disk, write_text
 from volseg.training.parallel import is_first
 
 
@@ -23,9 +23,13 @@ class History:
             write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row, on disk at once."""
+        """Add a row, on disk at once.
+
+        Raises:
+            MachineError: the disk is full.
+        """
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
+        with explain_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 

@@ -187,11 +187,6 @@ def agree_on(value: float) -> float:
     return float(said)
 
 
-def agree_on_mean(value: float) -> float:
-    """Mean over the processes, in all of them."""
-    return float(add_up(torch.tensor(value, dtype=torch.float64))) / count_processes()
-
-
 def add_up(values: Tensor) -> Tensor:
     """Sum over the processes, in all of them."""
     if count_processes() == 1:

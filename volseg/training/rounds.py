@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from volseg.training.checkpoints import Checkpoints
 from volseg.training.engine import Learner, TrainingEvents
 from volseg.training.history import History
 from volseg.training.pace import Pace
-from volseg.training.parallel import agree_on, agree_on_mean, is_first
+from volseg.training.parallel import is_first
 from volseg.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -71,8 +70,8 @@ def choose_validation(
 
     As many as `VALIDATION_SHARE` of the time allows `VALIDATIONS` times. Where that is less than
     two, or where all are kept that are given, they validate less often, and at the end of the
-    training at least. A patience asks for more: five times as many validations as it waits for,
-    and twice as many whatever they cost.
+    training at least; a single one does where two are too dear even once. A patience asks for
+    more: five times as many validations as it waits for, and twice as many whatever they cost.
 
     Raises:
         ConfigError: a patience, and no case to validate on.
@@ -88,9 +87,19 @@ def choose_validation(
     case_s = predict_steps(cases, plan) / len(cases) * step_seconds
     affordable = VALIDATION_SHARE * total_s / case_s
     patience = training.patience or 0
-    wanted = max(VALIDATIONS, min(num_rounds, 5 * patience))
-    number = len(cases) if keep_all else min(len(cases), max(2, int(affordable / wanted)))
-    times = min(wanted, max(1, 2 * patience, int(affordable / number)))
+    # The best one, as many as are waited for, and the last one, which comes in any case.
+    needed = max(2 * patience, patience + 2) if patience else 1
+    wanted = min(num_rounds, max(VALIDATIONS, 5 * patience))
+    fewest = 2 if affordable >= 2 else 1
+    number = len(cases) if keep_all else min(len(cases), max(fewest, int(affordable / wanted)))
+    times = min(wanted, max(needed, int(affordable / number)))
+    if times * number * case_s > total_s / 2:
+        logger.warning(
+            "validations will take about %.1f of %.1f minutes; a longer training or a lower "
+            "patience leaves a larger share for steps",
+            times * number * case_s / 60,
+            total_s / 60,
+        )
     every = num_rounds // times if patience else math.ceil(num_rounds / times)
     return [cases[i * len(cases) // number] for i in range(number)], every
 
@@ -123,14 +132,10 @@ def attach_rounds(
     """Each round: a row of history; every few rounds and at the end: validation, and a picture.
 
     The checkpoint with the best validation Dice so far is kept. After `patience` validations
-    without a better one the training is complete.
+    without a better one the training comes to its end, at a learning rate that is lowered first.
     """
     counters, budget = learner.counters, learner.budget
     validate_every = counters.validate_every
-
-    def remember(engine: Engine) -> None:
-        counters.round_loss += engine.state.output
-        counters.round_steps += 1
 
     def finish_round(engine: Engine) -> None:
         progress = budget.progress(counters.step)
@@ -139,43 +144,63 @@ def attach_rounds(
             **({"extension": counters.extensions} if counters.extensions else {}),
             "minutes": round(counters.elapsed_s / 60, 3),
             "progress": round(progress, 4),
-            "loss": agree_on_mean(counters.round_loss / counters.round_steps),
+            "loss": counters.round_loss / counters.round_steps,
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
             **pace.end_round(),
         }
         counters.round_steps, counters.round_loss = 0, 0.0
         is_due = progress >= 1 or math.floor(progress * num_rounds + 1e-6) % validate_every == 0
         if is_due:
-            start = time.monotonic()
+            learner.look_at_clock()
             row |= validator.measure(checkpoints.averaged_network)
-            budget.add_validation(agree_on(time.monotonic() - start))
         if is_first():
             history.append(row)
             _log_row(row, budget.end)
         if is_due:
             _draw(history)
-        dice = row.get("val_dice")
-        if dice is None:
-            return
-        if dice > counters.best_dice:
-            counters.best_dice, counters.validations_since_best = dice, 0
-            if is_first():
-                checkpoints.save_best()
-            return
-        counters.validations_since_best += 1
-        if patience is not None and counters.validations_since_best >= patience:
-            counters.is_settled = True
-            logger.info("no better validation %d times in a row: the training ends", patience)
+            _follow(row.get("val_dice"), learner, checkpoints, patience)
+            budget.add_validation(learner.look_at_clock())
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
     trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, finish_round)
     trainer.add_event_handler(Events.INTERRUPT, lambda: _draw(history))
 
 
+def _follow(
+    dice: float | None, learner: Learner, checkpoints: Checkpoints, patience: int | None
+) -> None:
+    """Keep the best weights, and let a training settle that gets no better."""
+    counters = learner.counters
+    if dice is None:
+        return
+    if dice > counters.best_dice:
+        counters.best_dice = dice
+        if is_first():
+            checkpoints.save_best()
+    if dice > counters.best_since_begin:
+        counters.best_since_begin, counters.validations_since_best = dice, 0
+        return
+    counters.validations_since_best += 1
+    is_over = patience is not None and counters.validations_since_best >= patience
+    if is_over and not counters.is_settling and not learner.is_complete:
+        counters.is_settling = True
+        learner.budget.settle(counters.step)
+        logger.info(
+            "no better validation %d times in a row: the training ends at step %d",
+            patience,
+            learner.budget.end,
+        )
+
+
 def _draw(history: History) -> None:
     """Not every round, since it takes as long as many steps of a small training."""
-    if is_first() and history.rows:
-        draw_progress(history.path.with_name("progress.png"), history.rows)
+    if not is_first() or not history.rows:
+        return
+    path = history.path.with_name("progress.png")
+    try:
+        draw_progress(path, history.rows)
+    except Exception as error:
+        # A picture is not worth a training.
+        logger.warning("%s could not be drawn (%s); the training goes on", path, error)
 
 
 def _log_row(row: dict[str, Any], total_steps: int) -> None:

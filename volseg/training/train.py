@@ -207,7 +207,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     patience = config.training.patience
     attach_rounds(trainer, learner, checkpoints, history, validator, pace, num_rounds, patience)
     attach_counting(trainer, learner, num_rounds)
-    attach_checkpoints(trainer, checkpoints)
+    attach_checkpoints(trainer, learner, checkpoints)
     loader = _make_loader(setting, config, train_cases, learner.counters.step)
     _announce(pace, setting)
     with (
@@ -219,7 +219,8 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
         run_to_end(trainer, loader)
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
     logger.info("fold %d: %d steps in %.1f minutes (%s) -> %s", fold, step, minutes, pace, folder)
-    return learner.is_complete
+    # Stopped in its last step, it is complete, and the folds behind it are not wanted.
+    return learner.is_complete and not learner.wants_stop
 
 
 def _open_checkpoints(
