@@ -561,6 +561,22 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     assert min(dice) > 0.95
 
 
+def test_interrupt_in_the_last_step_of_a_fold_leaves_the_others(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Muon.step
+
+    def stopping(self: Any, closure: Any = None) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return update(self, closure)
+
+    monkeypatch.setattr(Muon, "step", stopping)
+    config = tiny("training.steps_per_epoch=1")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=1, fold="all")
+    assert weights(run)["counters"]["step"] == 1
+    assert not (run / "fold_1").exists()
+
+
 def test_training_ends_when_no_validation_gets_better(
     balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
