@@ -14,10 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from volseg.config import Config
+from volseg.errors import ConfigError
 from volseg.inference.model import check_same_plan
 from volseg.networks.weights import load_weights, save_weights
 from volseg.planning import Plan
 from volseg.run_folder import BEST, LAST
+
+_LENGTH = ("training.minutes", "training.epochs", "training.steps_per_epoch")
+_SECTIONS = ("data.", "plan.", "network.")
+_SETTINGS = (
+    *_LENGTH,
+    "training.seed",
+    "training.num_folds",
+    "training.start_from",
+    "optimizer.name",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.freeze",
+)
 
 
 @dataclass
@@ -58,6 +73,9 @@ class Checkpoints:
         average: whose ``module`` holds the averaged weights.
         parts: everything else that a resumed training needs, by name.
         counters: step, time and best Dice.
+
+    Attributes:
+        settings: of `list_settings`, which `check_settings` compares when the training is resumed.
     """
 
     def __init__(
@@ -70,6 +88,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.plan, self.average = folder, plan, average
         self.parts, self.counters = parts, counters
+        self.settings: dict[str, Any] = {}
 
     def save_last(self) -> None:
         """Write everything, replacing the previous one whole."""
@@ -79,6 +98,7 @@ class Checkpoints:
             "training": training,
             "num_averaged": int(self.average.n_averaged),
             "counters": vars(self.counters).copy(),
+            "settings": self.settings,
         }
         save_weights(self.folder / LAST, state)
 
@@ -125,3 +145,49 @@ def read_job(path: Path) -> str:
         DataError: it is damaged.
     """
     return str(load_weights(path)["counters"].get("job", ""))
+
+
+def list_settings(config: Config) -> dict[str, Any]:
+    """What a training has for good once it has begun, as plain values by key.
+
+    It is in the weights, the optimiser, the budget, the plan or the splits by then. All other
+    settings are read anew whenever the training is resumed.
+    """
+    settings = {
+        f"{section}.{name}": value
+        for section, values in config.model_dump(mode="json").items()
+        for name, value in values.items()
+    }
+    return {
+        key: value
+        for key, value in settings.items()
+        if key.startswith(_SECTIONS) or key in _SETTINGS
+    }
+
+
+def check_settings(folder: Path, extends: bool) -> None:
+    """Refuse a ``config.yaml`` that was edited where its training cannot follow it any more.
+
+    Args:
+        folder: of a fold; one without a checkpoint may still change.
+        extends: whether it is given a new length, which may be another one.
+
+    Raises:
+        ConfigError: it was; names the settings.
+        DataError: the checkpoint is damaged.
+    """
+    if not (folder / LAST).exists():
+        return
+    path = folder / "config.yaml"
+    now = list_settings(Config.read_yaml(path))
+    # Checkpoints of older versions keep none.
+    begun = load_weights(folder / LAST).get("settings", {})
+    edited = [key for key, value in begun.items() if now.get(key, value) != value]
+    edited = [key for key in edited if not (extends and key in _LENGTH)]
+    if edited:
+        said = ", ".join(f"{key} {now[key]!r} instead of {begun[key]!r}" for key in edited)
+        longer = " Once finished, it is made longer by --resume with --minutes or --epochs."
+        raise ConfigError(
+            f"{path} has {said}; expected what the training began with and cannot change. Put it "
+            f"back, or train in a new folder.{longer if set(edited) & {*_LENGTH} else ''}"
+        )

@@ -25,7 +25,7 @@ from volseg.planning import Fingerprint
 from volseg.progress import show_progress
 from volseg.run_folder import LAST, extend_fold, name_config_before, open_fold, select_cases
 from volseg.training.budget import Budget
-from volseg.training.checkpoints import Checkpoints, read_job
+from volseg.training.checkpoints import Checkpoints, check_settings, list_settings, read_job
 from volseg.training.checks import check_patience
 from volseg.training.engine import (
     Learner,
@@ -96,21 +96,24 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        ConfigError: contradicting options, a folder that holds another run, or an extension of what
-            has not come to its end.
+        ConfigError: contradicting options, a folder that holds another run, an extension of what
+            has not come to its end, or a ``config.yaml`` that a resumed training cannot follow.
         DataError: the dataset cannot be used.
         MachineError: no such device, or the disk is full.
     """
     job = name_job(config, minutes, epochs, resume)
     extends = resume and (minutes is not None or epochs is not None)
     if resume:
-        config = resumed_config(Path(output), config or Config())
+        config = resumed_config(Path(output), config or Config(), fold)
     config = with_length(config or Config(), minutes, epochs)
     check_loggers(config.training.log)
     if not resume:
         check_patience(config.training.patience, config.training.epochs or ROUNDS_BY_TIME)
     keep_freed_memory()
     with join(choose_device(device)) as own:
+        if resume and is_first():
+            for kept in find_configs(Path(output), fold):
+                check_settings(kept.parent, extends)
         prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
         setting = first_then_others(prepare)
         step_seconds = agree_on(setting.step_seconds)
@@ -148,8 +151,19 @@ def is_restarted(setting: Setting, fold: int) -> bool:
     return bool(agree_on(float(is_ours)))
 
 
-def resumed_config(output: Path, config: Config) -> Config:
+def find_configs(output: Path, fold: int | str) -> list[Path]:
+    """What the folds to train, one or all, have kept as their configuration."""
+    number = "*" if fold == "all" else fold
+    return sorted(output.glob(f"fold_{number}/config.yaml"))
+
+
+def resumed_config(output: Path, config: Config, fold: int | str = "all") -> Config:
     """The configuration that the run in `output` began with, for its folds not yet begun too.
+
+    Args:
+        output: the run folder.
+        config: what the user gives.
+        fold: to train; what it has kept itself comes first.
 
     Raises:
         ConfigError: other options were given, which a resumed training could not follow.
@@ -160,7 +174,7 @@ def resumed_config(output: Path, config: Config) -> Config:
             "than a length, which extends a finished one. Leave them out, or edit config.yaml in "
             "the folder of the fold."
         )
-    begun = sorted(output.glob("fold_*/config.yaml"))
+    begun = find_configs(output, fold) or find_configs(output, "all")
     if not begun:
         return config
     # An extension is a fold's own; the others are as long as that one was at first.
@@ -193,6 +207,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     learner.counters.job = setting.job
     if setting.extends:
         config = _extend_fold(setting, config, fold, learner)
+    checkpoints.settings = list_settings(config)
     if learner.is_complete:
         logger.info("fold %d is complete; nothing to do", fold)
         return True
