@@ -20,26 +20,33 @@ _TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.|$)")
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], replaces: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is moved onto `path`.
 
     The temporary name keeps every suffix (``.nii.gz``), since writers choose the format by it.
 
     Args:
         path: the final file. Its folder is created.
+        replaces: whether a file that is there is replaced; else it stays, whoever wrote it and
+            however late.
 
     Raises:
+        FileExistsError: there is a file, which must stay.
         MachineError: the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _explain_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     stem, *suffixes = path.name.split(".")
     temporary = path.with_name(".".join([f".{stem}-{uuid.uuid4().hex[:8]}", *suffixes]))
     try:
         with explain_full_disk(path):
             yield temporary
             _sync(temporary)
-            os.replace(temporary, path)
+            if replaces:
+                os.replace(temporary, path)
+            else:
+                _link_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -53,9 +60,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         MachineError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
+    with _explain_full_disk(path):
+        temporary.mkdir(parents=True)
     try:
         with explain_full_disk(path):
             yield temporary
@@ -87,6 +94,19 @@ def remove_temporary(folder: Path, older_than_s: float = 0.0) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _link_new(temporary: Path, path: Path) -> None:
+    """Give the file its name, which fails where the name is taken: of two writers one succeeds."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # No hard links there, as on exFAT; two writers may both succeed within microseconds.
+        if path.exists():
+            raise FileExistsError(path) from error
+        os.replace(temporary, path)
+
+
 def _rename_new(temporary: Path, path: Path) -> None:
     try:
         os.rename(temporary, path)
@@ -115,12 +135,12 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
-    with atomic_path(path) as temporary:
+def write_text(path: str | os.PathLike[str], text: str, replaces: bool = True) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all; see `atomic_path`."""
+    with atomic_path(path, replaces) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: str | os.PathLike[str], value: Any, replaces: bool = True) -> None:
+    """Write `value` to `path` as indented JSON, whole or not at all; see `atomic_path`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", replaces)

@@ -9,14 +9,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.atomic import is_temporary, remove_temporary, write_text
 from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
-from volseg.data.splits import Split, choose_splits, read_splits
+from volseg.data.splits import Split, choose_splits, read_splits, write_splits
 from volseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.yaml"
 DATASET_FILE = "dataset.json"
@@ -66,6 +69,8 @@ def open_run(path: Path, dataset: Dataset) -> RunFolder:
     """
     run = RunFolder(path)
     described = path / DATASET_FILE
+    # Looked at before the plan, which another process may be about to write.
+    is_free = not path.exists() or (path.is_dir() and not _foreign_files(run))
     if run.plan.exists() and described.exists():
         other = Dataset.read_json(described)
         if other != dataset:
@@ -74,12 +79,11 @@ def open_run(path: Path, dataset: Dataset) -> RunFolder:
                 f"{dataset.root} ({len(dataset.cases)} cases) as it is now. Choose another folder."
             )
         return run
-    if path.exists() and (not path.is_dir() or _foreign_files(run)):
+    if not is_free:
         raise ConfigError(
             f"{path} is not empty and holds no run; expected a new or empty folder. "
             "Choose another one."
         )
-    path.mkdir(parents=True, exist_ok=True)
     dataset.write_json(described)
     return run
 
@@ -94,6 +98,30 @@ def open_splits(run: RunFolder, dataset: Dataset, config: Config) -> list[Split]
     if run.splits.exists():
         return read_splits(run.splits, dataset.cases)
     return choose_splits(dataset, config.training.num_folds, config.training.seed)
+
+
+def keep_splits(run: RunFolder, dataset: Dataset, splits: list[Split]) -> list[Split]:
+    """Write ``splits.json``, unless there is one by now.
+
+    Args:
+        run: its folder.
+        dataset: what it trains on.
+        splits: of `open_splits`.
+
+    Returns:
+        The splits that are there.
+
+    Raises:
+        DataError: what another process or the user has written meanwhile cannot be used.
+    """
+    try:
+        write_splits(run.splits, splits)
+    except FileExistsError:
+        kept = read_splits(run.splits, dataset.cases)
+        if kept != splits:
+            logger.info("splits: using %s, which was written meanwhile", run.splits)
+        return kept
+    return splits
 
 
 def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config:

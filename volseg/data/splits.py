@@ -74,8 +74,12 @@ def choose_splits(dataset: Dataset, num_folds: int, seed: int) -> list[Split]:
 
 
 def write_splits(path: Path, splits: Sequence[Split]) -> None:
-    """Write ``splits.json``, whole or not at all."""
-    write_json(path, [split.model_dump(mode="json") for split in splits])
+    """Write ``splits.json``, whole or not at all.
+
+    Raises:
+        FileExistsError: there is one, which stays.
+    """
+    write_json(path, [split.model_dump(mode="json") for split in splits], replaces=False)
 
 
 def read_splits(path: Path, cases: Sequence[Case]) -> list[Split]:

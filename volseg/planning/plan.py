@@ -161,17 +161,20 @@ class Plan(Record):
         axis = self.network.slice_axis
         return facts if axis is None else {**facts, "slice_axis": axis}
 
-    def write_yaml(self, path: Path, reasons: Sequence[str] = ()) -> None:
-        """Write for people: `reasons` as comments on top, then the values."""
+    def write_yaml(self, path: Path, reasons: Sequence[str] = (), replaces: bool = True) -> None:
+        """Write for people: `reasons` as comments on top, then the values.
+
+        Raises:
+            FileExistsError: there is one, and `replaces` is False.
+        """
         header = [
             "How images are prepared and which network sees them. Edit before training;",
             "a training in this folder uses this file as it stands.",
             *reasons,
         ]
         comments = "".join(f"# {line}\n" for line in header)
-        write_text(
-            path, f"{comments}\n{dump_yaml(self.model_dump(mode='json', exclude_none=True))}"
-        )
+        values = dump_yaml(self.model_dump(mode="json", exclude_none=True))
+        write_text(path, f"{comments}\n{values}", replaces)
 
 
 def check_divisible(patch: Sequence[int], divisor: Sequence[int]) -> None:

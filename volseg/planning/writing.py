@@ -17,7 +17,7 @@ from volseg.planning.machine import Machine, describe_cpu
 from volseg.planning.plan import Plan
 from volseg.planning.planner import ANISOTROPY, PlannedTraining, make_plan, slice_thickness
 from volseg.progress import show_progress
-from volseg.run_folder import RunFolder, open_run
+from volseg.run_folder import DATASET_FILE, RunFolder, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,12 @@ def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
     choose_supervision(config.network.name, config.network.deep_supervision)
     found = find_dataset(dataset, config.data.optional_channels).with_labels(config.data)
     run = open_run(output, found)
-    if run.plan.exists():
+    planned = None
+    if not run.plan.exists():
+        planned = write_plan(run, found, config, lambda spatial_dims: describe_cpu())
+    if planned is None:
         raise ConfigError(f"{run.plan} exists; nothing was changed. Remove it to plan again.")
-    return write_plan(run, found, config, lambda spatial_dims: describe_cpu())
+    return planned
 
 
 def write_plan(
@@ -44,8 +47,10 @@ def write_plan(
     measure: Callable[[int], Machine],
     check: Callable[[Plan], None] | None = None,
     adapt: Callable[[Plan], Plan] | None = None,
-) -> PlannedTraining:
+) -> PlannedTraining | None:
     """Read every case, measure the machine, plan, and write both files.
+
+    Where another process or the user has put a plan there meanwhile, nothing is written.
 
     Args:
         run: its folder.
@@ -55,12 +60,14 @@ def write_plan(
         check: refuses a plan before it is written.
         adapt: changes a plan before it is checked.
 
+    Returns:
+        What was written, or None.
+
     Raises:
         DataError: a case cannot be read.
     """
     with show_progress("Reading cases") as update:
         fingerprint = compute_fingerprint(dataset, update)
-    fingerprint.write_json(run.fingerprint)
     machine = measure(2 if config.plan.slices else fingerprint.spatial_dims)
     planned = make_plan(fingerprint, machine, config, dataset.classes.num_outputs)
     if adapt is not None:
@@ -72,8 +79,14 @@ def write_plan(
         planned = replace(planned, plan=adapted)
     if check is not None:
         check(planned.plan)
-    planned.plan.write_yaml(run.plan, planned.reasons)
     plan = planned.plan
+    try:
+        plan.write_yaml(run.plan, planned.reasons, replaces=False)
+    except FileExistsError:
+        return None
+    # Who planned says what was planned on, whatever the other one has written there.
+    dataset.write_json(run.path / DATASET_FILE)
+    fingerprint.write_json(run.fingerprint)
     logger.info(
         "plan: spacing %s mm, patch %s, batch %d, channels %s -> %s",
         " x ".join(f"{value:g}" for value in plan.spacing_mm),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -14,12 +14,12 @@ import torch
 from volseg.config import Config
 from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
-from volseg.data.splits import Split, write_splits
+from volseg.data.splits import Split
 from volseg.errors import ConfigError
 from volseg.planning import Machine, Plan, find_contradiction, write_plan
 from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
-from volseg.run_folder import RunFolder, open_run, open_splits
+from volseg.run_folder import RunFolder, keep_splits, open_run, open_splits
 from volseg.training.checks import check_network, check_training
 from volseg.training.history import read_step_seconds
 from volseg.training.machine import measure_machine
@@ -68,23 +68,39 @@ def prepare_training(
     precision = choose_precision(config.training.precision, device)
     run = open_run(output, dataset)
     splits = open_splits(run, dataset, config)
-    measure = partial(measure_machine, device, precision=precision)
-    if run.plan.exists():
-        plan = _read_plan(run, dataset, config, resume)
-        # The first process will say.
-        step_seconds = math.nan
-        if is_first():
-            known = _find_speed(run) if resume else None
-            step_seconds = known or _predict_speed(plan, measure(plan.network_dims), dataset)
-    else:
+    measure = cache(partial(measure_machine, device, precision=precision))
+    plan, step_seconds = _open_plan(run, dataset, config, measure, resume)
+    splits = keep_splits(run, dataset, splits)
+    return Setting(run, dataset, plan, splits, config, step_seconds, device)
+
+
+def _open_plan(
+    run: RunFolder,
+    dataset: Dataset,
+    config: Config,
+    measure: Callable[[int], Machine],
+    resume: bool,
+) -> tuple[Plan, float]:
+    """The run's plan, which is made if there is none, and the seconds per step that it predicts.
+
+    Raises:
+        ConfigError: there is one that the configuration contradicts, or a new one cannot train.
+    """
+    if not run.plan.exists():
         check = partial(check_training, config=config, classes=dataset.classes)
         adapt = partial(_adapt, config=config)
         planned = write_plan(run, dataset, config, measure, check, adapt)
-        plan = planned.plan
-        step_seconds = _predict_speed(plan, planned.machine, dataset)
-    if not run.splits.exists():
-        write_splits(run.splits, splits)
-    return Setting(run, dataset, plan, splits, config, step_seconds, device)
+        if planned is not None:
+            return planned.plan, _predict_speed(planned.plan, planned.machine, dataset)
+        logger.info("plan: %s was written meanwhile", run.plan)
+        open_run(run.path, dataset)
+    plan = _read_plan(run, dataset, config, resume)
+    # The first process will say.
+    step_seconds = math.nan
+    if is_first():
+        known = _find_speed(run) if resume else None
+        step_seconds = known or _predict_speed(plan, measure(plan.network_dims), dataset)
+    return plan, step_seconds
 
 
 def _find_speed(run: RunFolder) -> float | None:

@@ -1,0 +1,47 @@
+"""A run folder on a full disk."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from volseg.config import Config
+from volseg.data.layouts import find_dataset
+from volseg.data.splits import Split
+from volseg.errors import MachineError
+from volseg.run_folder import RunFolder, extend_fold, keep_splits, open_fold, open_run
+
+WRITERS: dict[str, Callable[[Path, Path], object]] = {
+    "dataset.json": lambda run, data: open_run(run, find_dataset(data)),
+    "splits.json": lambda run, data: keep_splits(
+        RunFolder(run), find_dataset(data), [Split(train=("case_00",), validation=("case_01",))]
+    ),
+    "config.yaml": lambda run, data: open_fold(RunFolder(run), 1, Config(), resume=False),
+    "config_before_extension_1.yaml": lambda run, data: extend_fold(
+        RunFolder(run), 0, Config(), number=1
+    ),
+}
+
+
+@pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_full_disk_is_said_of_every_file(
+    name: str, place: str, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "fold_0" / "config.yaml"
+    kept.parent.mkdir()
+    kept.write_text("training: {epochs: 3}\n")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tmp_path if name.startswith(("config_", "splits")) else tmp_path / "new"
+    monkeypatch.setattr(place, refuse)
+    with pytest.raises(MachineError, match=rf"no space left while writing .*{name}; nothing was"):
+        WRITERS[name](run, balls)
+    monkeypatch.undo()
+    assert kept.read_text() == "training: {epochs: 3}\n"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
