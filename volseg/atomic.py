@@ -35,7 +35,7 @@ def atomic_path(path: str | os.PathLike[str], replaces: bool = True) -> Iterator
         MachineError: the disk is full.
     """
     path = Path(path)
-    with _explain_full_disk(path):
+    with explain_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     stem, *suffixes = path.name.split(".")
     temporary = path.with_name(".".join([f".{stem}-{uuid.uuid4().hex[:8]}", *suffixes]))
@@ -61,7 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         MachineError: the disk is full.
     """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    with _explain_full_disk(path):
+    with explain_full_disk(path):
         temporary.mkdir(parents=True)
     try:
         with explain_full_disk(path):
