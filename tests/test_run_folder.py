@@ -40,7 +40,7 @@ def test_full_disk_is_said_of_every_file(
 
     run = tmp_path if name.startswith(("config_", "splits")) else tmp_path / "new"
     monkeypatch.setattr(place, refuse)
-    with pytest.raises(MachineError, match=rf"no space left while writing .*{name}; nothing was"):
+    with pytest.raises(MachineError, match=rf"no space left while writing .*{name}; what was"):
         WRITERS[name](run, balls)
     monkeypatch.undo()
     assert kept.read_text() == "training: {epochs: 3}\n"
