@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from volseg.atomic import atomic_folder, remove_temporary
+from volseg.cores import count_cores
 from volseg.data.cases import Case, Dataset
 from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
 from volseg.data.mapping import PlaceInFile
@@ -116,7 +116,7 @@ def build_cache(
         MachineError: the disk has no room for the cache, and nothing was written; or it became
             full meanwhile.
     """
-    workers = max(1, (os.cpu_count() or 2) // 2)
+    workers = max(1, count_cores() // 2)
     cached = []
     with ThreadPoolExecutor(workers) as pool:
         keys = pool.map(partial(_key, dataset, plan=plan), cases)

@@ -6,7 +6,6 @@ Nothing is changed. A dataset that cannot even be listed is refused by `find_dat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volseg.config import Record
+from volseg.cores import count_cores
 from volseg.data.cases import Case, Dataset
 from volseg.errors import DataError
 from volseg.geometry import Geometry
@@ -82,7 +82,7 @@ def check_dataset(
     """
     cases = (*dataset.cases, *dataset.unlabelled)
     checked = []
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_READERS))
+    pool = ThreadPoolExecutor(min(count_cores(), MAX_READERS))
     try:
         for case in pool.map(partial(_check_case, dataset=dataset), cases):
             checked.append(case)

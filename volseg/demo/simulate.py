@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from volseg.atomic import write_json, write_text
+from volseg.cores import count_cores
 from volseg.errors import ConfigError
 from volseg.geometry import Geometry
 from volseg.images import read_image, write_image, write_labels
@@ -111,7 +111,7 @@ def simulate_dataset(folder: Path, num_train: int = 16, num_test: int = 4, seed:
     names = [f"brain_{number:03d}" for number in range(1, num_train + num_test + 1)]
     parts = ["Tr"] * num_train + ["Ts"] * num_test
     write = partial(_write_subject, template, folder, seed)
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
+    with ThreadPoolExecutor(count_cores()) as workers:
         list(workers.map(write, range(len(names)), names, parts))
     write_text(folder / "README.md", _README)
     # Last: a folder with a dataset.json is complete.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from volseg.atomic import write_text
 from volseg.config import Record
+from volseg.cores import count_cores
 from volseg.data.cases import Classes
 from volseg.data.splits import read_folds
 from volseg.errors import DataError, VolsegError
@@ -209,7 +209,7 @@ def _score_all(
         except VolsegError as error:
             return str(error)
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_READERS)) as readers:
+    with ThreadPoolExecutor(min(count_cores(), _MAX_READERS)) as readers:
         results = dict(zip(case_ids, readers.map(score, pairs), strict=True))
     scored = {case_id: result for case_id, result in results.items() if isinstance(result, _Score)}
     failed = {case_id: result for case_id, result in results.items() if isinstance(result, str)}

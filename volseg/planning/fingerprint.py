@@ -6,7 +6,6 @@ All axes are canonical (right, anterior, superior); shapes are after cropping to
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from volseg.config import Record
+from volseg.cores import count_cores
 from volseg.data.cases import Case, Dataset
 from volseg.data.content import find_content
 from volseg.data.reading import read_case
@@ -99,7 +99,7 @@ def compute_fingerprint(
         DataError: the first bad case, and how many there are.
     """
     results, errors = [], []
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_READERS)) as pool:
+    with ThreadPoolExecutor(min(count_cores(), MAX_READERS)) as pool:
         futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
         try:
             for done, future in enumerate(futures, start=1):

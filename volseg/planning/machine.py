@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from volseg.config import Record
+from volseg.cores import count_cores
 
 # A convolution's forward and backward reach about this share of the matrix-product rate, and a
 # voxel of a feature map costs about this many memory passes through norm and activation, on the
@@ -53,7 +54,7 @@ def describe_cpu() -> Machine:
     forward_and_backward = 3
     return Machine(
         device="cpu",
-        name=f"{os.cpu_count()} CPU cores",
+        name=f"{count_cores()} CPU cores",
         memory_gb=memory_gb(),
         seconds_per_gflop=forward_and_backward * product_s / (2 * 0.768**3) / _CONVOLUTION_SHARE,
         seconds_per_mvoxel=_PASSES_PER_VOXEL * pass_s / 4,

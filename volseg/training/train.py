@@ -13,6 +13,7 @@ import torch
 
 from volseg.allocation import keep_freed_memory
 from volseg.config import DEFAULT_MINUTES, Config, with_length
+from volseg.cores import count_cores
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.patches import Batches, PatchDataset, make_loader
@@ -408,4 +409,4 @@ def _num_workers(config: Config, device: torch.device) -> int:
     """Loader processes pay off beside a GPU; beside a CPU they take the network's cores."""
     if config.training.workers is not None:
         return config.training.workers
-    return 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+    return 0 if device.type == "cpu" else max(1, min(8, count_cores() - 1))

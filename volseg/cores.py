@@ -1,0 +1,52 @@
+"""How many CPU cores this process may use; in a container fewer than the machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_QUOTA_AND_PERIOD = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+"""Files of cgroups of version 2, and of version 1."""
+
+
+def count_cores(root: Path = Path("/")) -> int:
+    """Cores that the process may run on, but no more than its cgroup's quota, rounded up.
+
+    Args:
+        root: of the file system that has ``proc`` and ``sys``.
+
+    Returns:
+        At least 1.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _find_quotas(root))]))
+
+
+def _find_quotas(root: Path) -> Iterator[float]:
+    """Cores that the process's cgroups allow, and those around them, as far as it sees them."""
+    for group in _find_groups(root):
+        for files in _QUOTA_AND_PERIOD:
+            # A file may be missing, and "max" is no number.
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                quota, period = " ".join((group / file).read_text() for file in files).split()
+                # Version 1 says -1 where there is none.
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
+
+
+def _find_groups(root: Path) -> Iterator[Path]:
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = top / own.strip("/")
+        yield from (path for path in (group, *group.parents) if path.is_relative_to(top))
