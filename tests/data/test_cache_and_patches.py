@@ -59,7 +59,7 @@ def cached(dataset: Dataset, folder: Path, plan: Plan | None = None) -> list[Cac
 
 
 def entries(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if path.is_dir()}
 
 
 def test_entry_holds_normalised_image_label_and_foreground(

@@ -309,7 +309,8 @@ def test_own_splits_are_used(balls: Path, tmp_path: Path) -> None:
     config = tiny("training.steps_per_epoch=1")
     run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
     assert json.loads((run / "splits.json").read_text()) == [split]
-    assert {p.name[:7] for p in (run / "cache").iterdir()} == {"case_00", "case_01", "case_04"}
+    prepared = {path.parent.name[:7] for path in (run / "cache").glob("*/case.json")}
+    assert prepared == {"case_00", "case_01", "case_04"}
 
 
 def test_coloured_pictures_train_and_predict(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 One folder per case: ``image.npy`` (C, *S) float16, ``label.npy`` (*S), ``foreground.npy``,
 ``case.json``, and ``annotated.npy`` where voxels may be ignored. Its name carries a key over the
 content of the files and the preparing part of the plan, so an entry can be reused but never be
-stale; it appears whole or not at all.
+stale; it appears whole or not at all. ``digests.json`` beside them remembers the content of files
+that have not changed (`volseg.data.digests`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from volseg.atomic import atomic_folder, remove_temporary
 from volseg.cores import count_cores
 from volseg.data.cases import Case, Dataset
+from volseg.data.digests import Digests
 from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
 from volseg.data.mapping import PlaceInFile
 from volseg.data.preprocessing import prepare
@@ -118,12 +120,14 @@ def build_cache(
     """
     workers = max(1, count_cores() // 2)
     cached = []
+    digests = Digests(folder / "digests.json")
     with ThreadPoolExecutor(workers) as pool:
-        keys = pool.map(partial(_key, dataset, plan=plan), cases)
+        keys = pool.map(partial(_key, digests, dataset, plan=plan), cases)
         entries = [folder / f"{case.case_id}-{key}" for case, key in zip(cases, keys, strict=True)]
         remove_temporary(folder, older_than_s=_ABANDONED_S)
         new = [case for case, entry in zip(cases, entries, strict=True) if not entry.is_dir()]
         _check_room(dataset, new, plan, folder, measured)
+        digests.save()
         futures = [
             pool.submit(_cache_case, dataset, case, plan, entry)
             for case, entry in zip(cases, entries, strict=True)
@@ -243,7 +247,7 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, entry: Path) -> Path:
     return entry
 
 
-def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
+def _key(digests: Digests, dataset: Dataset, case: Case, plan: Plan) -> str:
     recipe = {
         "format": FORMAT,
         "plan": plan.preparation,
@@ -258,7 +262,7 @@ def _key(dataset: Dataset, case: Case, plan: Plan) -> str:
     for path in (*case.files, case.label):
         if path is not None:
             for file in _files_of(path):
-                digest.update(_hash_file(file))
+                digest.update(digests.find(file))
     return digest.hexdigest()
 
 
@@ -267,10 +271,3 @@ def _files_of(path: Path) -> list[Path]:
     if path.suffix.lower() not in (".hdr", ".img", ".mhd", ".nhdr"):
         return [path]
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-
-
-def _hash_file(path: Path) -> bytes:
-    try:
-        return hashlib.blake2b(path.read_bytes()).digest()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist any more; the dataset changed.") from None
