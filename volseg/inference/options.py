@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, check_choice
 from volseg.inference.backends import BackendName
 from volseg.inference.precision import PrecisionName
 
@@ -38,6 +38,8 @@ class Options:
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
+        # A 16-bit format by name could not follow the model to a machine without it.
+        check_choice("precision", self.precision, get_args(PrecisionName))
         if not 0 < self.step <= 1:
             raise ConfigError(f"a step of {self.step:g} windows; expected above 0 and at most 1.")
         if self.memory_gb is not None and not self.memory_gb > 0:

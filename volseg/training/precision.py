@@ -16,32 +16,45 @@ from volseg.training.parallel import count_processes
 logger = logging.getLogger(__name__)
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+_CURE = (
+    "Set it to auto, or to resume what began on another machine, in the config*.yaml of the fold."
+)
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """The format of convolutions and the like; weights and losses are float32 in any case.
 
     ``auto`` takes 16 bits where the hardware gains by it: on a GPU, and on a CPU with AMX or the
-    bfloat16 instructions of AVX-512. Other CPUs compute bfloat16 many times slower than float32.
+    bfloat16 instructions of AVX-512. Other CPUs compute bfloat16 many times slower than float32, and
+    never do.
 
     Args:
         name: what the user asks for.
         device: of the training.
 
     Raises:
-        MachineError: float16 on a CPU, or bfloat16 on a GPU that has not got it.
+        MachineError: the device has no instructions for the format.
     """
     if name == "auto":
         return choose_fastest(device)
-    if name == "float16" and device.type != "cuda":
-        raise MachineError("training.precision float16 on a CPU; expected float32 or auto.")
-    if name == "bfloat16" and device.type == "cuda" and choose_half(device) != torch.bfloat16:
-        raise MachineError(
-            f"{torch.cuda.get_device_name(device)} has no bfloat16; expected float16 or auto."
-        )
-    if name == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16():
-        logger.warning("this CPU has no instructions for bfloat16: float32 is many times faster")
+    if reason := _find_obstacle(name, device):
+        raise MachineError(f"training.precision {name}{reason}. {_CURE}")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _find_obstacle(name: PrecisionName, device: torch.device) -> str:
+    """What of the device is against a format, and what it should have; empty if nothing is."""
+    if name == "float16" and device.type != "cuda":
+        place = "a CPU" if device.type == "cpu" else device.type
+        return f" on {place}; expected a CUDA GPU"
+    if name == "bfloat16" and device.type == "cuda" and choose_half(device) != torch.bfloat16:
+        return f": {torch.cuda.get_device_name(device)} has no bfloat16; expected a GPU that has"
+    if name == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16():
+        return (
+            " on a CPU without instructions for it, which is many times slower than float32; "
+            "expected AMX or the bfloat16 instructions of AVX-512"
+        )
+    return ""
 
 
 class CompiledNetwork:
