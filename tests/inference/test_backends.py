@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from volseg.inference.backends import (
     prepare_backend,
     prepare_backends,
 )
-from volseg.networks import build_network
+from volseg.networks import SliceNetwork, build_network, list_networks
+from volseg.networks.own import build_own_network
 
 CPU = Place(torch.device("cpu"))
 SHAPE = WindowShape(2, 1, (16, 16, 16))
@@ -34,6 +36,14 @@ def network() -> nn.Module:
     return build_network("unet", **options).eval().requires_grad_(False)
 
 
+def build_small(name: str, spatial_dims: int) -> nn.Module:
+    """Any network, of three narrow levels, for two channels and three classes."""
+    options = {"blocks": [1, 2]} if name == "resnet_unet" else {}
+    facts = {"spatial_dims": spatial_dims, "in_channels": 2, "out_channels": 3}
+    network = build_network(name, **facts, channels=[4, 6, 8], **options)
+    return network.eval().requires_grad_(False)
+
+
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_runtime_gives_what_torch_gives(name: str, network: nn.Module) -> None:
     runtime = prepare_backend(name, network, SHAPE, CPU)
@@ -43,10 +53,69 @@ def test_a_runtime_gives_what_torch_gives(name: str, network: nn.Module) -> None
         torch.testing.assert_close(runtime(windows), network(windows), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("name", list_networks())
+def test_every_network_is_followed_through_a_small_example(name: str, spatial_dims: int) -> None:
+    torch.manual_seed(0)
+    sizes = []
+    network = build_small(name, spatial_dims)
+    # In a trace sizes are tensors.
+    network.register_forward_hook(
+        lambda module, inputs, _: sizes.append(tuple(int(n) for n in inputs[0].shape[2:]))
+    )
+    # Ten voxels at the coarsest level along one axis, three along the others.
+    strides = network.total_stride
+    size = tuple(s * n for s, n in zip(strides, (10, 3, 3), strict=False))
+    shape = WindowShape(2, 2, size)
+    runtime = prepare_backend("openvino", network, shape, CPU)
+    divides = any(divisor > 1 for divisor in network.divisor)
+    assert divides == (name not in ("unet_original", "unet_keras"))
+    assert {*sizes} == {size, tuple(2 * s for s in strides) if divides else size}
+    windows = torch.randn(2, 2, *size)
+    torch.testing.assert_close(runtime(windows), network(windows), atol=1e-4, rtol=1e-3)
+
+
+def test_what_a_network_does_to_odd_sizes_is_followed() -> None:
+    shape = WindowShape(1, 2, (13, 11))
+    for name in ("unet_original", "unet_keras"):
+        network = build_small(name, 2)
+        runtime = prepare_backend("openvino", network, shape, CPU)
+        torch.testing.assert_close(runtime(shape.draw()), network(shape.draw()))
+
+
+class Thirds(nn.Module):
+    """A network of a user, which does another thing to sizes that three does not divide."""
+
+    def __init__(self, **facts: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(facts["in_channels"], facts["out_channels"], 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.conv(image)
+        return logits if image.shape[2] % 3 else 2 * logits
+
+
+def test_networks_of_users_and_on_slices_are_followed_through_what_they_may_look_at() -> None:
+    facts = {"spatial_dims": 2, "in_channels": 2, "out_channels": 3}
+    own = build_own_network(Thirds, **facts).eval().requires_grad_(False)
+    slices = SliceNetwork(build_small("unet", 2), slice_axis=1).eval()
+    for network, size, example in (
+        (own, (12, 10), (12, 10)),
+        (own.network, (12, 10), (12, 10)),
+        (slices, (24, 5, 12), (8, 5, 8)),
+    ):
+        shape = WindowShape(2, 2, size)
+        assert backends._shrink(shape, network).size == example
+        runtime = prepare_backend("openvino", network, shape, CPU)
+        torch.testing.assert_close(
+            runtime(shape.draw()), network(shape.draw()), atol=1e-5, rtol=1e-3
+        )
+
+
 def test_a_runtime_that_disagrees_is_refused(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(original: nn.Module, example: torch.Tensor, place: Place):
+    def build(original: nn.Module, shape: WindowShape, place: Place):
         return lambda windows: original(windows) * 1.1
 
     monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
@@ -60,7 +129,7 @@ def test_agreement_is_remembered_with_the_weights(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compare, compared = backends._compare, []
 
-    def watch(*arguments: object) -> str:
+    def watch(*arguments: object) -> float:
         compared.append(arguments[0])
         return compare(*arguments)
 
@@ -77,10 +146,67 @@ def test_agreement_is_remembered_with_the_weights(
             prepare_backends("openvino", (network,), SHAPE, CPU, weights="c")
 
 
+CHANGES = {
+    "volseg": ("volseg.inference.remembered.__version__", "9"),
+    "torch": ("torch.__version__", "9"),
+    "runtime": ("openvino.__version__", "9"),
+    "processor": ("volseg.inference.remembered._name_cpu", lambda: "another one"),
+    "threads": ("torch.get_num_threads", lambda: 99),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_measured_by_other_versions_or_processors_is_measured_anew(
+    change: str, network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def note(what: str, value: float) -> Callable[..., float]:
+        return lambda *_: calls.append(what) or value
+
+    monkeypatch.setattr(backends, "_measure", note("speed", 0.5))
+    monkeypatch.setattr(backends, "_compare", note("agreement", 0.0))
+    # A runtime that is there at once.
+    monkeypatch.setitem(backends._BUILDERS, "openvino", (lambda n, *_: n, ("cpu",)))
+    monkeypatch.setattr(backends, "choose_fastest", lambda device: torch.bfloat16)
+    monkeypatch.setattr(
+        backends, "compute_logits", lambda *_: calls.append("labels") or torch.zeros(2, 3, 1)
+    )
+
+    def prepare() -> list[str]:
+        calls.clear()
+        choose_precision("auto", (network,), SHAPE, CPU.device, weights="a")
+        prepare_backends("auto", (network,), SHAPE, CPU, weights="a")
+        return sorted({*calls})
+
+    assert prepare() == ["agreement", "labels", "speed"]
+    assert prepare() == []
+    monkeypatch.setattr(*CHANGES[change])
+    everything = ["agreement", "labels", "speed"]
+    assert prepare() == [what for what in everything if (change, what) != ("runtime", "labels")]
+
+
+def test_torch_answers_before_a_runtime_is_built(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, asked = [], []
+
+    def build(original: nn.Module, shape: WindowShape, place: Place):
+        built.append(len(asked))
+        return lambda windows: original(windows)
+
+    monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
+    ask = backends._ask_torch
+    monkeypatch.setattr(backends, "_ask_torch", lambda *a: asked.append("asked") or ask(*a))
+    prepare_backend("openvino", network, SHAPE, CPU)
+    assert built == [1]
+
+
 def test_a_runtime_that_gives_nan_is_refused(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(original: nn.Module, example: torch.Tensor, place: Place):
+    def build(original: nn.Module, shape: WindowShape, place: Place):
         return lambda windows: original(windows) * torch.nan
 
     monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
@@ -89,7 +215,7 @@ def test_a_runtime_that_gives_nan_is_refused(
 
 
 def test_what_is_not_there_is_refused(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(original: nn.Module, example: torch.Tensor, place: Place):
+    def missing(original: nn.Module, shape: WindowShape, place: Place):
         raise ImportError("No module named 'openvino'")
 
     monkeypatch.setitem(backends._BUILDERS, "openvino", (missing, ("cpu",)))
@@ -120,7 +246,7 @@ def test_what_a_runtime_cannot_take_is_for_torch(
     assert prepare_backends("auto", (other,), SHAPE, CPU) == (other,)
     assert "torch computes the network: openvino cannot take" in caplog.text
     # One that goes well beside one that does not.
-    monkeypatch.setattr(backends, "_measure", lambda *_: "0.5")
+    monkeypatch.setattr(backends, "_measure", lambda *_: 0.5)
     caplog.clear()
     assert prepare_backends("auto", (network, other), SHAPE, CPU) == (network, other)
     assert caplog.records[-1].levelname == "WARNING"
@@ -132,9 +258,9 @@ def test_the_choice_is_measured_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
 
-    def measure(*arguments: object) -> str:
+    def measure(*arguments: object) -> float:
         calls.append(arguments)
-        return "0.5"
+        return 0.5
 
     monkeypatch.setattr(backends, "_measure", measure)
     assert choose_backend(network, SHAPE, CPU) == "openvino"
@@ -152,7 +278,7 @@ def test_the_choice_is_measured_once(
         calls.clear()
         assert choose_backend(network, SHAPE, CPU) == "openvino"
         assert len(calls) == 1
-    written.write_text(json.dumps(dict.fromkeys(known, "0.99")))
+    written.write_text(json.dumps(dict.fromkeys(known, 0.99)))
     assert choose_backend(network, SHAPE, CPU) == "torch"
 
 
@@ -171,7 +297,7 @@ def test_nobody_has_a_home(network: nn.Module, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", home)
-    monkeypatch.setattr(backends, "_measure", lambda *_: "0.5")
+    monkeypatch.setattr(backends, "_measure", lambda *_: 0.5)
     assert choose_backend(network, SHAPE, CPU) == "openvino"
 
 

@@ -7,33 +7,25 @@ bits are taken only where they give the labels of float32. Nothing falls back si
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.metadata
-import json
 import logging
-import os
-import platform
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from volseg.atomic import write_json
 from volseg.errors import MachineError
 from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
+from volseg.inference.remembered import keep, make_key, recall, remember
+from volseg.networks import SegmentationNetwork
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 BackendName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
 
 TOLERANCE = 1e-3
@@ -97,16 +89,17 @@ def choose_precision(
     def decide(logits: Tensor) -> Tensor:
         return logits > 0 if overlapping else logits.argmax(1)
 
-    def measure() -> str:
+    def measure() -> float:
         windows = shape.draw().to(device)
         pairs = (
             [decide(compute_logits(net, windows, p)) for p in (torch.float32, half)]
             for net in networks
         )
-        return str(min(float((a == b).float().mean()) for a, b in pairs))
+        return min(float((a == b).float().mean()) for a, b in pairs)
 
     place = Place(device, half)
-    same = _remember(_describe(networks[0], shape, place, weights), measure, float)
+    key = _make_key(networks[0], shape, place, "precision", overlapping, weights)
+    same = remember(key, measure)
     if same < SAME_LABELS:
         logger.info(
             "computed in float32: in 16 bits %.2f%% of the voxels of noise change their class",
@@ -161,13 +154,12 @@ def prepare_backend(
     """What computes windows of `shape` by the weights of one network; see `prepare_backends`."""
     if name == "torch":
         return network
-    builder, devices = _BUILDERS[name]
+    _, devices = _BUILDERS[name]
     if place.device.type not in devices:
         raise MachineError(f"--backend {name} on {place.device}; expected {' or '.join(devices)}.")
     level = logging.root.level
     try:
-        candidate = _Filled(builder(network, shape.draw(), place), shape.at_once)
-        _agree(name, candidate, network, shape, place, weights)
+        return _build(name, network, shape, place, weights)
     except MachineError:
         raise
     except ImportError as error:
@@ -183,122 +175,117 @@ def prepare_backend(
     finally:
         # OpenVINO silences all warnings while it reads a network, and where it fails for good.
         logging.root.setLevel(level)
-    return candidate
 
 
-def _agree(
-    name: str,
-    candidate: Network,
-    network: nn.Module,
-    shape: WindowShape,
-    place: Place,
-    weights: str | None,
-) -> None:
-    """Compare a runtime with torch, if that was not done before for these weights.
+def _build(
+    name: BackendName, network: nn.Module, shape: WindowShape, place: Place, weights: str | None
+) -> Network:
+    """A runtime that agrees with torch, by what was found before for these weights or now.
+
+    torch answers before the runtime is there, so that memory never holds the work of both.
 
     Raises:
         MachineError: they differ too much.
     """
-    compare = partial(_compare, name, candidate, network, shape, place)
-    if weights is None:
-        compare()
-        return
-    version = importlib.import_module(_MODULES[name]).__version__
-    _remember(_describe(network, shape, place, f"{name} {version} {weights}"), compare, float)
+    version = _find_version(name)
+    facts = (network, shape, place, name, version, weights)
+    key = None if weights is None else _make_key(*facts)
+    is_known = key is not None and recall(key) is not None
+    answer = None if is_known else _ask_torch(network, shape, place)
+    candidate = _Filled(_BUILDERS[name][0](network, shape, place), shape.at_once)
+    if answer is not None:
+        difference = _compare(name, candidate, answer)
+        if key is not None:
+            keep(key, difference)
+    return candidate
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What a runtime should give.
+
+    Attributes:
+        windows: of noise.
+        logits: torch's in float32.
+        allowed: largest difference to them, as a share of their spread.
+    """
+
+    windows: Tensor
+    logits: Tensor
+    allowed: float
+
+    def differ(self, logits: Tensor) -> float:
+        """Largest difference of others to these logits, as a share of the spread."""
+        return float((logits - self.logits).abs_().max() / self.logits.std())
 
 
 @torch.inference_mode()
-def _compare(
-    name: str, candidate: Network, network: nn.Module, shape: WindowShape, place: Place
-) -> str:
+def _ask_torch(network: nn.Module, shape: WindowShape, place: Place) -> _Answer:
+    windows = shape.draw().to(place.device)
+    answer = _Answer(windows, network(windows).float(), TOLERANCE)
+    if place.precision == torch.float32:
+        return answer
+    halved = answer.differ(compute_logits(network, windows, place.precision))
+    return replace(answer, allowed=TOLERANCE + _HALVES * halved)
+
+
+@torch.inference_mode()
+def _compare(name: BackendName, candidate: Network, answer: _Answer) -> float:
     """The largest difference to torch in float32, as a share of the logits' spread.
 
     Raises:
         MachineError: it is too large.
     """
-    windows = shape.draw().to(place.device)
-    expected = network(windows).float()
-
-    def differ(logits: Tensor) -> float:
-        return float((logits - expected).abs().max() / expected.std())
-
-    allowed = TOLERANCE
-    if place.precision != torch.float32:
-        allowed += _HALVES * differ(compute_logits(network, windows, place.precision))
-    difference = differ(candidate(windows))
+    difference = answer.differ(candidate(answer.windows))
     # A comparison with nan is never true.
-    if not difference <= allowed:
+    if not difference <= answer.allowed:
         raise MachineError(
             f"{name} differs from torch by {difference:.2g} of the logits' spread; expected at "
-            f"most {allowed:.2g}. Use --backend torch."
+            f"most {answer.allowed:.2g}. Use --backend torch."
         )
-    return str(difference)
+    return difference
 
 
-@torch.inference_mode()
 def choose_backend(network: nn.Module, shape: WindowShape, place: Place) -> BackendName:
     """The fastest of torch and, on a CPU, OpenVINO; measured once for a network and a machine."""
     if place.device.type != "cpu" or not _has_openvino():
         return "torch"
-    key = _describe(network, shape, place, importlib.metadata.version("openvino"))
+    # How fast a network is does not depend on its weights.
+    key = _make_key(network, shape, place, "choice", _find_version("openvino"))
     try:
-        ratio = _remember(key, lambda: _measure(network, shape, place), float)
+        ratio = remember(key, lambda: _measure(network, shape, place))
     except MachineError as error:
         logger.info("torch computes the network: %s", error)
         return "torch"
     return "openvino" if ratio <= _WORTH_IT else "torch"
 
 
-def _measure(network: nn.Module, shape: WindowShape, place: Place) -> str:
-    """OpenVINO's time as a share of torch's."""
-    candidate = prepare_backend("openvino", network, shape, place)
+def _measure(network: nn.Module, shape: WindowShape, place: Place) -> float:
+    """OpenVINO's time as a share of torch's, which is measured before OpenVINO takes memory."""
     windows = shape.draw()
-    seconds: dict[str, list[float]] = {"torch": [], "openvino": []}
+    ours = _time(network, windows, place.precision)
+    candidate = prepare_backend("openvino", network, shape, place)
+    return _time(candidate, windows, place.precision) / ours
+
+
+@torch.inference_mode()
+def _time(network: Network, windows: Tensor, precision: torch.dtype) -> float:
+    """Seconds for windows, the best of several."""
+    times = []
     for _ in range(_ROUNDS):
-        for name, each in (("torch", network), ("openvino", candidate)):
-            start = time.perf_counter()
-            compute_logits(each, windows, place.precision)
-            seconds[name].append(time.perf_counter() - start)
-    ours, theirs = (statistics.median(times) for times in seconds.values())
-    return str(theirs / ours)
+        start = time.perf_counter()
+        compute_logits(network, windows, precision)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
-def _describe(network: nn.Module, shape: WindowShape, place: Place, more: str) -> str:
-    """What a measurement depends on, as a key."""
-    is_gpu = place.device.type == "cuda"
-    device = torch.cuda.get_device_name(place.device) if is_gpu else str(place.device)
-    machine = (platform.node(), torch.get_num_threads(), torch.__version__, device)
-    facts = (repr(network), shape, machine, str(place.precision), more)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+def _make_key(network: nn.Module, shape: WindowShape, place: Place, *facts: object) -> str:
+    """What a measurement of a network depends on."""
+    return make_key(place.device, repr(network), shape, str(place.precision), *facts)
 
 
-def _remember(key: str, measure: Callable[[], str], parse: Callable[[str], T]) -> T:
-    """What was measured under a key on this machine, now or earlier."""
-    known = _read_measured()
-    try:
-        return parse(known[key])
-    except (KeyError, ValueError):
-        known[key] = measure()
-    try:
-        write_json(_measured_file(), known)
-    except (OSError, RuntimeError, MachineError) as error:
-        logger.info("the network is measured anew next time (%s)", error)
-    return parse(known[key])
-
-
-def _measured_file() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder, "volseg", "backends.json")
-
-
-def _read_measured() -> dict[str, str]:
-    try:
-        found = json.loads(_measured_file().read_text())
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: nobody's home.
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+def _find_version(name: BackendName) -> str:
+    return str(importlib.import_module(_MODULES[name]).__version__)
 
 
 def _has_openvino() -> bool:
@@ -324,13 +311,18 @@ class _Filled:
 
 
 class _OpenVino:
-    """A network in OpenVINO, with as many threads as torch has."""
+    """A network in OpenVINO, with as many threads as torch has.
 
-    def __init__(self, network: nn.Module, example: Tensor, place: Place) -> None:
+    It follows torch through an example, in float32 and with every feature map, and so through one
+    as small as the network can be followed by; windows of `shape` are told to it afterwards.
+    """
+
+    def __init__(self, network: nn.Module, shape: WindowShape, place: Place) -> None:
         import openvino
 
+        example = _shrink(shape, network).draw()
         model = openvino.convert_model(network, example_input=example)
-        model.reshape(list(example.shape))
+        model.reshape([shape.at_once, shape.channels, *shape.size])
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if place.precision == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -347,16 +339,29 @@ class _OpenVino:
         return torch.from_numpy(results[0])
 
 
+def _shrink(shape: WindowShape, network: nn.Module) -> WindowShape:
+    """Windows that a network computes like those of `shape`: two voxels at its coarsest level.
+
+    Along an axis that it does not divide, or of which it says nothing, it may pad or crop by what
+    the size leaves over, and the size stays.
+    """
+    if not isinstance(network, SegmentationNetwork):
+        return shape
+    facts = zip(shape.size, network.divisor, network.total_stride, strict=True)
+    sizes = (n if divisor == 1 else min(n, 2 * stride) for n, divisor, stride in facts)
+    return replace(shape, size=tuple(sizes))
+
+
 class _OnnxRuntime:
     """A network in ONNX Runtime."""
 
-    def __init__(self, network: nn.Module, example: Tensor, providers: Sequence[Any]) -> None:
+    def __init__(self, network: nn.Module, shape: WindowShape, providers: Sequence[Any]) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self._session = onnxruntime.InferenceSession(
-            _to_onnx(network, example), options, providers=list(providers)
+            _to_onnx(network, shape), options, providers=list(providers)
         )
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         if self._session.get_providers()[0] != wanted:
@@ -369,30 +374,31 @@ class _OnnxRuntime:
         return torch.from_numpy(logits).to(windows.device)
 
 
-def _to_onnx(network: nn.Module, example: Tensor) -> bytes:
-    place = next(network.parameters()).device
-    program = torch.onnx.export(network, (example.to(place),), dynamo=True, verbose=False)
+def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
+    # Unlike OpenVINO's, this way through the network computes shapes alone.
+    example = shape.draw().to(next(network.parameters()).device)
+    program = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
     if program is None:
         raise RuntimeError("torch could not export it to ONNX")
     return bytes(program.model_proto.SerializeToString())
 
 
-def _build_onnxruntime(network: nn.Module, example: Tensor, place: Place) -> Network:
+def _build_onnxruntime(network: nn.Module, shape: WindowShape, place: Place) -> Network:
     # On a CPU it computes in float32 in any case.
-    return _OnnxRuntime(network, example, ["CPUExecutionProvider"])
+    return _OnnxRuntime(network, shape, ["CPUExecutionProvider"])
 
 
-def _build_tensorrt(network: nn.Module, example: Tensor, place: Place) -> Network:
+def _build_tensorrt(network: nn.Module, shape: WindowShape, place: Place) -> Network:
     gpu = {"device_id": place.device.index or 0}
     half = {
         "trt_fp16_enable": place.precision == torch.float16,
         "trt_bf16_enable": place.precision == torch.bfloat16,
     }
     providers = [("TensorrtExecutionProvider", gpu | half), ("CUDAExecutionProvider", gpu)]
-    return _OnnxRuntime(network, example, providers)
+    return _OnnxRuntime(network, shape, providers)
 
 
-_Builder = Callable[[nn.Module, Tensor, Place], Network]
+_Builder = Callable[[nn.Module, WindowShape, Place], Network]
 _BUILDERS: dict[str, tuple[_Builder, tuple[str, ...]]] = {
     "openvino": (_OpenVino, ("cpu",)),
     "onnxruntime": (_build_onnxruntime, ("cpu",)),
