@@ -306,7 +306,7 @@ def read_pss_mb(pid: int) -> float:
 def predict_volseg(model: Path, images: Path, output: Path, side: str, threads: int) -> float:
     """In a process of its own."""
     from volseg.inference import Options, Predictor
-    from volseg.inference.batch import predict_cases
+    from volseg.inference.batch import Outputs, predict_cases
     from volseg.inference.inputs import find_inputs
 
     torch.set_num_threads(threads)
@@ -316,7 +316,7 @@ def predict_volseg(model: Path, images: Path, output: Path, side: str, threads: 
     )
     predictor = Predictor.load(model, device="cpu", options=options)
     start = time.perf_counter()
-    predict_cases(predictor, find_inputs([images], 1), output)
+    predict_cases(predictor, find_inputs([images], 1), Outputs(output))
     return time.perf_counter() - start
 
 

@@ -50,6 +50,13 @@ def test_spacing_is_the_length_of_the_affine_columns():
     assert Geometry((2, 3, 4), affine).spacing_mm == (5.0, 1.5, 2.0)
 
 
+def test_volume_of_a_voxel_is_that_of_its_sheared_edges_and_of_a_pixel_its_area():
+    sheared = _affine((2, 3, 5))
+    sheared[0, 1] = 1.0  # It lengthens an axis but keeps the volume.
+    assert Geometry((2, 3, 4), sheared).voxel_ml == pytest.approx(0.030)
+    assert Geometry((2, 3), _affine((2, 3, 7))).voxel_ml == pytest.approx(0.006)
+
+
 def test_orientation_agrees_with_nibabel_on_random_sheared_affines():
     rng = np.random.default_rng(0)
     for _ in range(500):

@@ -7,6 +7,7 @@ Nothing here touches voxels but `to_canonical` and `from_canonical`, which only 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,14 @@ class Geometry:
         """Distance of neighbouring voxels along each array axis, from the affine."""
         norms = np.linalg.norm(self.affine[:3, :3], axis=0)
         return tuple(float(norm) for norm in norms[: self.spatial_dims])
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml; of a picture's pixel its area in mm² / 1000."""
+        if self.spatial_dims == 2:
+            return math.prod(self.spacing_mm) / 1000
+        # The product of the spacings is too much where a grid is sheared.
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     @property
     def orientation(self) -> str:

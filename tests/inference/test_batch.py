@@ -20,7 +20,7 @@ import volseg
 from volseg.data.cases import Case
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.inference import Options, batch
-from volseg.inference.batch import BatchResult, predict_cases
+from volseg.inference.batch import BatchResult, Outputs, predict_cases
 from volseg.inference.inputs import find_inputs, select_shard
 
 
@@ -39,8 +39,11 @@ def images(balls: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def predict(predictor: volseg.Predictor, images: Path, output: Path, **options) -> BatchResult:
-    return predict_cases(predictor, find_inputs([images], 1), output, **options)
+def predict(
+    predictor: volseg.Predictor, images: Path, output: Path, on_case=None, **what
+) -> BatchResult:
+    outputs = Outputs(output, **what)
+    return predict_cases(predictor, find_inputs([images], 1), outputs, on_case)
 
 
 def names(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ import volseg
 from volseg.data.cases import Case
 from volseg.errors import ConfigError, MachineError
 from volseg.inference import cluster
-from volseg.inference.batch import BatchResult, Work, predict_cases
+from volseg.inference.batch import BatchResult, Outputs, Work, predict_cases
 from volseg.inference.cluster import Cluster, predict_on_cluster
 from volseg.inference.inputs import find_inputs
 
@@ -54,12 +54,12 @@ def test_a_killed_predictor_changes_nothing(
         if done == 2:
             os.kill(pids[0], signal.SIGKILL)
 
-    work = Work((run,), tmp_path / "ray", {"device": "cpu"})
+    work = Work((run,), Outputs(tmp_path / "ray"), {"device": "cpu"})
     result = predict_on_cluster(Cluster("local", cpus=1), work, cases, kill_one)
     # Two, and one for the one that was killed.
     assert len(set(pids)) == 3
     assert len(result.written) + len(result.kept) == len(cases)
-    predict_cases(volseg.Predictor.load(run, device="cpu"), cases, tmp_path / "one")
+    predict_cases(volseg.Predictor.load(run, device="cpu"), cases, Outputs(tmp_path / "one"))
     for case in cases:
         name = f"{case.case_id}.nii.gz"
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
@@ -68,7 +68,7 @@ def test_a_killed_predictor_changes_nothing(
 @pytest.mark.slow
 def test_errors_of_the_model_come_back(local_ray, run: Path, balls: Path, tmp_path: Path) -> None:
     cases = find_inputs([balls / "imagesTr"], 1)
-    work = Work((tmp_path / "nothing",), tmp_path / "out", {"device": "cpu"})
+    work = Work((tmp_path / "nothing",), Outputs(tmp_path / "out"), {"device": "cpu"})
     with pytest.raises(ConfigError, match="is no model"):
         predict_on_cluster(Cluster("local", cpus=1), work, cases)
 
@@ -132,7 +132,7 @@ def make_crew(ray: FakeRay, number: int = 6, cpus: int = 4) -> cluster._Crew:
     cases = [
         Case(case_id=f"c{n}", images=(Path(f"{n}.nii"),), patient_id=str(n)) for n in range(number)
     ]
-    return cluster._Crew(ray, Cluster("local", cpus), Work((Path("m"),), Path("o")), cases)
+    return cluster._Crew(ray, Cluster("local", cpus), Work((Path("m"),), Outputs(Path("o"))), cases)
 
 
 def test_a_case_that_ends_its_predictors_fails_alone() -> None:

@@ -134,6 +134,9 @@ def test_a_file_above_the_ceiling_is_not_read(run: Path, tmp_path: Path) -> None
     # 32 million voxels of 4 bytes, three times.
     with pytest.raises(MachineError, match=r"large\.nii: reading it takes this process to"):
         predictor(path)
+    # Of channels the first may be missing.
+    with pytest.raises(MachineError, match=r"large\.nii: reading it takes this process to"):
+        predictor([None, path])
     assert resident_bytes() - before < 2e7
 
 

@@ -123,9 +123,7 @@ def test_windows_on_a_cpu_have_16_bits_only_where_it_has_instructions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("volseg.inference.precision.has_fast_bfloat16", lambda: has_bfloat16)
-    monkeypatch.setattr(
-        "volseg.inference.backends._remember", lambda key, measure, parse: parse(measure())
-    )
+    monkeypatch.setattr("volseg.inference.backends.remember", lambda key, measure: measure())
     assert choose_fastest(torch.device("cpu")) == precision
     assert choose_fastest(torch.device("mps")) == torch.float32
     seen = set()

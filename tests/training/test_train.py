@@ -29,7 +29,7 @@ from volseg.data.cache import build_cache
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import PatchDataset, make_loader
 from volseg.errors import ConfigError, DataError
-from volseg.inference.batch import predict_cases
+from volseg.inference.batch import Outputs, predict_cases
 from volseg.inference.model import build_planned_network
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, list_networks
@@ -327,7 +327,8 @@ def test_coloured_pictures_train_and_predict(tmp_path: Path) -> None:
     config = load_config(None, quick)
     run = volseg.train(tmp_path / "d", tmp_path / "run", config=config, epochs=1)
     cases = find_dataset(tmp_path / "d").cases[:1]
-    predict_cases(volseg.Predictor.load(run), cases, tmp_path / "p", probabilities=True)
+    outputs = Outputs(tmp_path / "p", probabilities=True)
+    predict_cases(volseg.Predictor.load(run), cases, outputs)
     written = {path.name for path in (tmp_path / "p").iterdir() if path.suffix != ".json"}
     assert written == {"p0.png", "p0_probabilities.nrrd"}
     reference = np.asarray(Image.open(tmp_path / "d" / "labels" / "p0.png"))

@@ -11,7 +11,7 @@ from volseg.data.cases import Case, Dataset
 from volseg.data.splits import Split, forget_folds, read_splits, remember_folds
 from volseg.errors import ConfigError
 from volseg.inference.backends import BackendName
-from volseg.inference.batch import BatchResult, Work, predict_cases
+from volseg.inference.batch import BatchResult, Outputs, Work, predict_cases
 from volseg.inference.inputs import find_inputs, select_shard
 from volseg.inference.model import Checkpoint, read_facts, trained_folds
 from volseg.inference.options import Options
@@ -88,18 +88,18 @@ class Request:
         """The same for whichever process does it."""
         return Work(
             models=tuple(path.resolve() for path in (self.model, *(self.other_models or ()))),
-            output=self.output.resolve(),
+            outputs=Outputs(
+                self.output.resolve(),
+                suffix=self.suffix,
+                probabilities=self.probabilities,
+                uncertainty=self.uncertainty,
+                overwrite=self.overwrite,
+            ),
             load={
                 "device": self.device,
                 "folds": self.folds,
                 "checkpoint": self.checkpoint,
                 "options": self.make_options(),
-            },
-            write={
-                "suffix": self.suffix,
-                "probabilities": self.probabilities,
-                "uncertainty": self.uncertainty,
-                "overwrite": self.overwrite,
             },
             roi=self.roi and self.roi.resolve(),
             roi_margin_mm=self.roi_margin,
@@ -235,7 +235,7 @@ def _predict(request: Request, cases: Sequence[Case]) -> BatchResult:
     with show_progress("Predicting") as update:
         if request.ray is None:
             predictor = work.make_predictor()
-            return predict_cases(predictor, cases, work.output, **work.write, on_case=update)
+            return predict_cases(predictor, cases, work.outputs, update)
         from volseg.inference.cluster import Cluster, predict_on_cluster
 
         cluster = Cluster(request.ray, request.threads or Cluster.cpus)

@@ -14,7 +14,7 @@ from volseg.errors import ConfigError
 from volseg.evaluation import Evaluation
 from volseg.evaluation.report import score_dataset, write_report
 from volseg.inference import Predictor
-from volseg.inference.batch import predict_cases
+from volseg.inference.batch import Outputs, predict_cases
 from volseg.progress import show_progress
 from volseg.run_folder import DATASET_FILE, RunFolder, select_cases
 from volseg.training import train
@@ -55,7 +55,7 @@ def run_demo(
     predictor = Predictor.load(run.path, device=device)
     predictions = output / "predictions"
     with show_progress("Predicting") as update:
-        predict_cases(predictor, held_out.cases, predictions, on_case=update)
+        predict_cases(predictor, held_out.cases, Outputs(predictions), update)
     results = output / "results"
     evaluation = score_dataset(predictions, held_out, results)
     report = results / "report.html"

@@ -108,9 +108,7 @@ def count_overlaps(
 
 def compute_voxel_ml(geometry: Geometry) -> float | None:
     """Volume of one voxel in millilitres; None for a picture, which has no thickness."""
-    if geometry.spatial_dims == 2:
-        return None
-    return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
+    return None if geometry.spatial_dims == 2 else geometry.voxel_ml
 
 
 def _count_values(labels: NDArray[Any]) -> dict[int, int]:

@@ -73,23 +73,42 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """What is written of cases, and where.
+
+    Attributes:
+        folder: made if missing.
+        suffix: of all label maps, which chooses the format; by default ``.png`` for a picture and
+            ``.nii.gz`` for anything else.
+        probabilities: also write ``<case_id>_probabilities``, of a picture as ``.nrrd``.
+        uncertainty: also write ``<case_id>_entropy`` and, with several folds,
+            ``<case_id>_disagreement``.
+        overwrite: replace files that exist; an input image is never replaced.
+    """
+
+    folder: Path
+    suffix: str | None = None
+    probabilities: bool = False
+    uncertainty: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class Work:
     """What a process that predicts cases needs to know: plain data, which may travel.
 
     Attributes:
         models: folders.
-        output: folder.
+        outputs: what is written.
         load: arguments of `volseg.Predictor.load`, but for its locator.
-        write: arguments of `predict_cases`.
         roi: folder of a model that says where to look.
         roi_margin_mm: around what it finds.
         network: code of the user's own that the model needs, as it was typed.
     """
 
     models: tuple[Path, ...]
-    output: Path
+    outputs: Outputs
     load: Mapping[str, Any] = field(default_factory=dict)
-    write: Mapping[str, Any] = field(default_factory=dict)
     roi: Path | None = None
     roi_margin_mm: float = 20.0
     network: str | None = None
@@ -172,47 +191,28 @@ def digest_sources(case: Case) -> str:
 def predict_cases(
     predictor: Predictor,
     cases: Sequence[Case],
-    output: Path,
-    *,
-    suffix: str | None = None,
-    probabilities: bool = False,
-    uncertainty: bool = False,
-    overwrite: bool = False,
+    outputs: Outputs,
     on_case: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
-    """Write a label map of every case into `output`, each whole or not at all.
+    """Write a label map of every case, each whole or not at all.
 
-    It is named ``<case_id>.png`` for a picture and ``<case_id>.nii.gz`` for anything else; beside
-    it, ``<case_id>.json`` is a `CaseRecord`. Cases that an earlier call has finished by the same
-    weights and options are kept.
+    It is named by the case's id; beside it, ``<case_id>.json`` is a `CaseRecord`. Cases that an
+    earlier call has finished by the same weights and options are kept.
 
     Args:
         predictor: a loaded model.
         cases: their labels are not read.
-        output: folder; made if missing.
-        suffix: of all label maps instead, which chooses the format.
-        probabilities: also write ``<case_id>_probabilities``, of a picture as ``.nrrd``.
-        uncertainty: also write ``<case_id>_entropy`` and, with several folds,
-            ``<case_id>_disagreement``.
-        overwrite: replace files that exist; an input image is never replaced.
+        outputs: what is written.
         on_case: called with (cases done, cases in all).
 
     Raises:
-        ConfigError: an output exists that was made otherwise, and `overwrite` is off, or it is an
-            input, or two cases would write the same file.
+        ConfigError: an output exists that was made otherwise, and shall not be replaced, or it is
+            an input, or two cases would write the same file.
         MachineError: the disk is full, or a package for the format is missing.
     """
-    kept, todo = plan_jobs(
-        predictor,
-        cases,
-        output,
-        suffix=suffix,
-        probabilities=probabilities,
-        uncertainty=uncertainty,
-        overwrite=overwrite,
-    )
+    kept, todo = plan_jobs(predictor, cases, outputs)
     # Of writers that were killed; those of other jobs are younger.
-    remove_temporary(output, older_than_s=_LEFT_BEHIND_S)
+    remove_temporary(outputs.folder, older_than_s=_LEFT_BEHIND_S)
     result = BatchResult(kept={job.case.case_id: job.labels for job in kept})
     for number, (job, error) in enumerate(_run(predictor, todo), start=len(kept) + 1):
         if error is None:
@@ -226,27 +226,18 @@ def predict_cases(
 
 
 def plan_jobs(
-    predictor: Predictor,
-    cases: Sequence[Case],
-    output: Path,
-    *,
-    suffix: str | None = None,
-    probabilities: bool = False,
-    uncertainty: bool = False,
-    overwrite: bool = False,
+    predictor: Predictor, cases: Sequence[Case], outputs: Outputs
 ) -> tuple[list[Job], list[Job]]:
     """Jobs that an earlier call has finished, and those to be done; see `predict_cases`."""
-    if suffix is not None:
-        check_label_suffix(suffix)
-    dtype = predictor.model.facts.classes.dtype
-    maps = predictor.uncertainty_maps if uncertainty else ()
-    jobs = [plan_job(case, output, dtype, suffix, probabilities, maps) for case in cases]
+    if outputs.suffix is not None:
+        check_label_suffix(outputs.suffix)
+    jobs = [_plan_job(predictor, case, outputs) for case in cases]
     _check_targets(cases, jobs)
     kept: list[Job] = []
     todo: list[Job] = []
     for job in jobs:
-        (kept if not overwrite and job.is_done(predictor) else todo).append(job)
-    for job in () if overwrite else todo:
+        (kept if not outputs.overwrite and job.is_done(predictor) else todo).append(job)
+    for job in () if outputs.overwrite else todo:
         if job.labels.exists():
             raise ConfigError(
                 f"{job.labels} exists and was made from other images, weights or options; nothing "
@@ -260,30 +251,24 @@ def report(case_id: str, error: Exception) -> None:
     logger.error("%s: %s", case_id, _describe(error))
 
 
-def plan_job(
-    case: Case,
-    output: Path,
-    dtype: np.dtype[Any],
-    suffix: str | None = None,
-    probabilities: bool = False,
-    uncertainty: Sequence[UncertaintyName] = (),
-) -> Job:
-    """Name the files of a case whose label values are of a type; see `predict_cases`."""
-    ending = suffix or _choose_suffix(case, dtype)
+def _plan_job(predictor: Predictor, case: Case, outputs: Outputs) -> Job:
+    """Name the files of a case."""
+    maps = predictor.uncertainty_maps if outputs.uncertainty else ()
+    ending = outputs.suffix or _choose_suffix(case, predictor.model.facts.classes.dtype)
     # These formats hold labels alone.
     map_ending = {SEGMENTS: ".nrrd", DICOM: ".nii.gz"}.get(ending, ending)
     if is_picture(ending):
         map_ending = ".nrrd"
 
     def name_map(what: str) -> Path:
-        return output / f"{case.case_id}_{what}{map_ending}"
+        return outputs.folder / f"{case.case_id}_{what}{map_ending}"
 
     return Job(
         case,
-        output / f"{case.case_id}{ending}",
-        output / f"{case.case_id}.json",
-        name_map("probabilities") if probabilities else None,
-        {what: name_map(what) for what in uncertainty},
+        outputs.folder / f"{case.case_id}{ending}",
+        outputs.folder / f"{case.case_id}.json",
+        name_map("probabilities") if outputs.probabilities else None,
+        {what: name_map(what) for what in maps},
     )
 
 

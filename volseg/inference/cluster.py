@@ -165,10 +165,21 @@ def _share_out(ray: Any, cluster: Cluster) -> tuple[dict[str, int], int]:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     sizes = [(int(part.get("CPU", 0)), int(part.get("GPU", 0))) for part in machines]
     if any(gpus for _, gpus in sizes):
-        cpus = min(cluster.cpus, *(cores // gpus for cores, gpus in sizes if gpus))
-        return {"num_gpus": 1, "num_cpus": max(1, cpus)}, sum(gpus for _, gpus in sizes)
-    cpus = max(1, min(cluster.cpus, max(cores for cores, _ in sizes)))
-    return {"num_cpus": cpus}, max(1, sum(cores // cpus for cores, _ in sizes))
+        return _share_gpus(sizes, cluster.cpus)
+    return _share_cores([cores for cores, _ in sizes], cluster.cpus)
+
+
+def _share_gpus(sizes: Sequence[tuple[int, int]], cpus: int) -> tuple[dict[str, int], int]:
+    """A GPU for each predictor, with its share of the cores, but no more than `cpus`."""
+    fewest = min(cores // gpus for cores, gpus in sizes if gpus)
+    needs = {"num_gpus": 1, "num_cpus": max(1, min(cpus, fewest))}
+    return needs, sum(gpus for _, gpus in sizes)
+
+
+def _share_cores(machines: Sequence[int], cpus: int) -> tuple[dict[str, int], int]:
+    """As many cores as `cpus` for each predictor, or all that the largest machine has."""
+    needed = max(1, min(cpus, max(machines)))
+    return {"num_cpus": needed}, max(1, sum(cores // needed for cores in machines))
 
 
 class _Worker:
@@ -183,7 +194,7 @@ class _Worker:
         """Load the model, and refuse outputs of cases that were made otherwise."""
         try:
             self.predictor = self.work.make_predictor()
-            plan_jobs(self.predictor, cases, self.work.output, **self.work.write)
+            plan_jobs(self.predictor, cases, self.work.outputs)
         except Exception as error:
             return _bare(error)
         return None
@@ -193,7 +204,7 @@ class _Worker:
         if self.predictor is None:
             raise ValueError("no model was loaded; expected a call of load before.")
         try:
-            result = predict_cases(self.predictor, [case], self.work.output, **self.work.write)
+            result = predict_cases(self.predictor, [case], self.work.outputs)
         except Exception as error:
             return BatchResult(failed={case.case_id: _bare(error)})
         failed = {name: _bare(error) for name, error in result.failed.items()}

@@ -29,7 +29,7 @@ from volseg.images import Image, from_nibabel, from_sitk, read_header, write_ima
 from volseg.inference.backends import Place, WindowShape, choose_precision, prepare_backends
 from volseg.inference.members import Members
 from volseg.inference.memory import Strips, free_bytes, plan_strips, resident_bytes, stays_on
-from volseg.inference.model import Checkpoint, Model, load_model
+from volseg.inference.model import Checkpoint, Model, ModelFacts, load_model
 from volseg.inference.native_grid import NativeGrid
 from volseg.inference.options import Options
 from volseg.inference.postprocessing import count_values, plan_postprocessing
@@ -74,7 +74,7 @@ class Segmentation:
     def volumes_ml(self) -> dict[str, float]:
         """Volume of every class but the background, by name; of a picture its area in mm²/1000."""
         pairs = list(zip(self.classes.names[1:], self.classes.values[1:], strict=True))
-        voxel_ml, values = _voxel_ml(self.geometry), self.classes.values
+        voxel_ml, values = self.geometry.voxel_ml, self.classes.values
         if min(values) < 0 or max(values) >= _COUNTABLE:
             return {name: int((self.labels == value).sum()) * voxel_ml for name, value in pairs}
         counts = count_values(self.labels, max(values) + 1)
@@ -123,39 +123,17 @@ class Predictor:
     ) -> None:
         """Keep a loaded model; see `load` for the other arguments, and for what is raised."""
         self.model, self.options, self.locator = model, options or Options(), locator
-        plan, classes = model.facts.plan, model.facts.classes
+        facts = model.facts
         if locator is not None:
-            _check_locator(locator.predictor.model.facts.plan, plan)
+            _check_locator(locator.predictor.model.facts.plan, facts.plan)
         # Under a ceiling one image after the other, whoever calls.
         self._turn = nullcontext() if self.options.memory_gb is None else threading.Lock()
-        self._at_once = count_at_once(plan.patch, model.device)
-        shape = WindowShape(self._at_once, len(plan.normalisation), plan.patch)
-        precision = choose_precision(
-            self.options.precision,
-            model.networks,
-            shape,
-            model.device,
-            weights=model.digest,
-            overlapping=bool(classes.regions),
-        )
-        where = Place(model.device, precision)
-        self._members = Members(
-            prepare_backends(
-                self.options.backend, model.networks, shape, where, weights=model.digest
-            ),
-            model.device,
-            precision=precision,
-            overlapping=bool(classes.regions),
-            mirroring=plan_mirroring(classes, plan.spatial_dims) if self.options.mirror else None,
-        )
+        self._at_once = count_at_once(facts.plan.patch, model.device)
+        self._window_bytes = _count_window_bytes(facts) * self._at_once
+        self._members = _prepare_members(model, self.options, self._at_once)
         self._postprocessing = plan_postprocessing(
-            classes, self.options.largest, self.options.least_ml
+            facts.classes, self.options.largest, self.options.least_ml
         )
-        cost = compute_cost(plan.network, plan.patch, len(plan.normalisation), classes.num_outputs)
-        # All feature maps, of which a prediction holds a part at a time, and the scores of the
-        # mirror images and networks that are averaged.
-        outputs = _OUTPUTS * classes.num_outputs * math.prod(plan.patch)
-        self._window_bytes = 4 * (1e6 * cost.feature_mvoxels + outputs) * self._at_once
 
     @classmethod
     def load(
@@ -243,8 +221,8 @@ class Predictor:
         strips, device = self._plan_strips(prepared, num_scores, grid.map_bytes)
         for strip in strips.regions:
             self._fill(grid, prepared.image, members, strip, strips.axis, device)
-        voxel_ml = _voxel_ml(placement.source)
-        self._postprocessing.apply(grid.labels, classes.values[0], voxel_ml)
+        background, voxel_ml = classes.values[0], placement.source.voxel_ml
+        self._postprocessing.apply(grid.labels, background, voxel_ml)
         return Segmentation(
             grid.labels,
             placement.source,
@@ -322,12 +300,10 @@ class Predictor:
 
     def _check_room_to_read(self, image: Any) -> None:
         """Refuse a file that alone would break the ceiling, before it is read."""
-        if self.options.memory_gb is None:
+        files = _list_files(image)
+        if self.options.memory_gb is None or not files:
             return
-        files = [image] if isinstance(image, (str, os.PathLike)) else image
-        if not isinstance(files, list | tuple) or np.shape(files[-1]) == (4, 4):
-            return
-        headers = [read_header(Path(file)) for file in files if file is not None]
+        headers = [read_header(file) for file in files]
         voxels = sum(math.prod(grid.shape) * channels for grid, channels in headers)
         needed = 4e-9 * _COPIES * voxels + 1e-9 * resident_bytes()
         if needed > self.options.memory_gb:
@@ -375,6 +351,58 @@ class Locator:
     margin_mm: float = 20.0
 
 
+def _prepare_members(model: Model, options: Options, at_once: int) -> Members:
+    """The networks of a model, in the precision and by the backend that the options ask for.
+
+    Args:
+        model: the loaded model.
+        options: how it predicts.
+        at_once: windows per call.
+
+    Raises:
+        MachineError: the backend is not there, or does not give what torch gives.
+    """
+    plan, classes = model.facts.plan, model.facts.classes
+    shape = WindowShape(at_once, len(plan.normalisation), plan.patch)
+    precision = choose_precision(
+        options.precision,
+        model.networks,
+        shape,
+        model.device,
+        weights=model.digest,
+        overlapping=bool(classes.regions),
+    )
+    where = Place(model.device, precision)
+    return Members(
+        prepare_backends(options.backend, model.networks, shape, where, weights=model.digest),
+        model.device,
+        precision=precision,
+        overlapping=bool(classes.regions),
+        mirroring=plan_mirroring(classes, plan.spatial_dims) if options.mirror else None,
+    )
+
+
+def _count_window_bytes(facts: ModelFacts) -> float:
+    """What a window takes in the network at most.
+
+    All feature maps, of which a prediction holds a part at a time, and the scores of the mirror
+    images and networks that are averaged.
+    """
+    plan, num_outputs = facts.plan, facts.classes.num_outputs
+    cost = compute_cost(plan.network, plan.patch, len(plan.normalisation), num_outputs)
+    outputs = _OUTPUTS * num_outputs * math.prod(plan.patch)
+    return 4 * (1e6 * cost.feature_mvoxels + outputs)
+
+
+def _list_files(image: Any) -> list[Path]:
+    """The files of an image that is given by them; none of one that is in memory."""
+    if isinstance(image, (str, os.PathLike)):
+        return [Path(image)]
+    if not isinstance(image, list | tuple) or not image or np.shape(image[-1]) == (4, 4):
+        return []
+    return [Path(file) for file in image if file is not None]
+
+
 def _check_locator(coarse: Plan, plan: Plan) -> None:
     """Refuse a locator that cannot read the images of the model.
 
@@ -387,14 +415,6 @@ def _check_locator(coarse: Plan, plan: Plan) -> None:
             f"the model that says where to look takes {theirs[0]}D images of {theirs[1]} "
             f"channels; expected {ours[0]}D and {ours[1]}, as the model itself."
         )
-
-
-def _voxel_ml(geometry: Geometry) -> float:
-    """Volume of a voxel; of a pixel its area in mm² / 1000."""
-    if geometry.spatial_dims == 2:
-        return math.prod(geometry.spacing_mm) / 1000
-    # The product of the spacings is too much where a grid is sheared.
-    return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
 
 
 def _from_array(array: NDArray[Any], affine: NDArray[Any], num_channels: int) -> Image:
