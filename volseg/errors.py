@@ -70,4 +70,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_dead_worker(error: BaseException) -> bool:
     """Whether torch says that a loader process died, which it does anywhere in the main thread."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    is_torchs = isinstance(error, RuntimeError) and not isinstance(error, VolsegError)
+    return is_torchs and "DataLoader worker (pid" in str(error)

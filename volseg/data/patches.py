@@ -8,7 +8,9 @@ so loader processes cannot disagree and a resumed training sees what it would ha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -210,6 +212,12 @@ class Batches:
         except DataError as error:
             # A loader process sends the whole traceback as the message.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        except (ConnectionError, EOFError) as error:
+            # A process ended while it handed over a batch. torch tells of it a moment later, by an
+            # error wherever the main thread is then.
+            with suppress(RuntimeError):
+                time.sleep(1)
+            raise _describe_death(str(error)) from error
         except RuntimeError as error:
             refuse_dead_worker(error)
             raise
@@ -222,11 +230,14 @@ def refuse_dead_worker(error: BaseException) -> None:
         MachineError: it is.
     """
     if is_dead_worker(error):
-        reason = str(error).strip().rpartition("\n")[2]
-        raise MachineError(
-            f"a loader process ended ({reason}); most likely it was killed for its memory. Use "
-            "fewer of them: --set training.workers=0 prepares patches in the training process."
-        ) from error
+        raise _describe_death(str(error).strip().rpartition("\n")[2]) from error
+
+
+def _describe_death(reason: str) -> MachineError:
+    return MachineError(
+        f"a loader process ended ({reason}); most likely it was killed for its memory. Use "
+        "fewer of them: --set training.workers=0 prepares patches in the training process."
+    )
 
 
 def make_loader(
