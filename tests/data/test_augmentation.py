@@ -465,3 +465,31 @@ def make_cuts(augmentation: Augmentation, patch: tuple[int, ...]) -> list[Cut]:
         )
         for seed in range(6)
     ]
+
+
+@pytest.mark.parametrize("patch", [(16, 20), (12, 16, 10)])
+def test_no_change_reads_a_value_back_from_the_device(patch: tuple[int, ...]) -> None:
+    """On `meta` there are no values: what a GPU would be waited for is an error there."""
+    config = AugmentationConfig(**{**STILL.model_dump(), **ALWAYS, "flip": 0.5, "drop_channel": 1})
+    augmentation = Augmentation(config, (1.0,) * len(patch), CLASSES, optional_channels=(1,))
+    images, labels = augmentation(make_cuts(augmentation, patch), torch.device("meta"))
+    assert (images.shape, labels.shape) == ((6, 2, *patch), (6, *patch))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("patch", [(16, 20), (12, 16, 10)])
+def test_no_change_waits_for_the_gpu(patch: tuple[int, ...]) -> None:
+    augmentation = make_augmentation(len(patch), **ALWAYS, flip=0.5)
+    pinned = [
+        cut._replace(image=cut.image.pin_memory(), label=cut.label.pin_memory())
+        for cut in make_cuts(augmentation, patch)
+    ]
+    gpu = torch.device("cuda")
+    # What is copied to the device once is there then.
+    augmentation(pinned, gpu)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augmentation(pinned, gpu)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -107,7 +107,7 @@ def test_error_in_a_loader_process_names_the_case(cases: list[CachedCase]) -> No
     batches = iter(load(ChangingNothingAtStepOne, cases, workers=1))
     next(batches)
     with pytest.raises(
-        DataError, match=r"^case case_0[01]: its patch could not be changed [^\n]*$"
+        DataError, match=r"^case case_0[01]: its patch could not be changed [^\n]+$"
     ):
         next(batches)
 

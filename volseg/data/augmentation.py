@@ -199,7 +199,8 @@ class Augmentation:
         label.copy_(indices)
         self._change_intensities(image, changes)
         if self.optional_channels:
-            image[self._find_empty(cut)] = 0
+            for channel in self._find_empty(cut):
+                image[channel] = 0
 
     def _find_empty(self, cut: Cut) -> list[int]:
         """Channels that the case lacks, to which noise was added, and those to be dropped."""

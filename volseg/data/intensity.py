@@ -1,4 +1,7 @@
-"""Changes of the intensities of one channel, in place, on whatever device it lies."""
+"""Changes of the intensities of one channel, in place, on whatever device it lies.
+
+What is measured of a channel stays on its device: to read it would mean to wait for a GPU.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ def add_noise_(image: Tensor, deviation: float, seed: int) -> None:
 
     It is drawn on the CPU, so that it is the same on every device.
     """
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
-    image.add_(noise.to(image.device), alpha=deviation)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(image.shape, generator=generator, pin_memory=image.is_cuda)
+    image.add_(noise.to(image.device, non_blocking=True), alpha=deviation)
 
 
 def blur_(channel: Tensor, sigma: float) -> None:
@@ -34,15 +38,14 @@ def blur_(channel: Tensor, sigma: float) -> None:
         radius = min(max(1, round(TRUNCATE * sigma)), size - 1)
         weights = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(radius + 1)]
         torch.mul(source, weights[0], out=result)
-        total = torch.full((size,), weights[0])
+        total = torch.full((size,), weights[0], device=channel.device)
         for step, weight in enumerate(weights[1:], start=1):
             for to, origin in ((0, step), (step, 0)):
                 left = size - step
                 part = source.narrow(axis, origin, left)
                 result.narrow(axis, to, left).add_(part, alpha=weight)
                 total[to : to + left] += weight
-        scale = total.reciprocal().to(channel.device)
-        result.mul_(scale.view(-1, *[1] * (channel.dim() - axis - 1)))
+        result.mul_(total.reciprocal().view(-1, *[1] * (channel.dim() - axis - 1)))
         source, result = result, source
     if source is not channel:
         channel.copy_(source)
@@ -66,9 +69,9 @@ def lower_resolution_(channel: Tensor, zoom: float, axes: Sequence[int]) -> None
 
 def change_contrast_(channel: Tensor, factor: float) -> None:
     """Multiply the distances from the mean; what leaves the former range is clipped to it."""
-    low, high = (float(value) for value in torch.aminmax(channel))
-    mean = float(channel.mean())
-    channel.mul_(factor).add_(mean * (1 - factor)).clamp_(low, high)
+    low, high = torch.aminmax(channel)
+    mean = channel.mean().double()
+    channel.mul_(factor).add_(mean * (1 - factor)).clamp_min_(low).clamp_max_(high)
 
 
 def change_gamma_(channel: Tensor, exponent: float, *, inverted: bool) -> None:
@@ -79,21 +82,21 @@ def change_gamma_(channel: Tensor, exponent: float, *, inverted: bool) -> None:
         exponent: above 0.
         inverted: whether it is the negative image that is raised.
     """
-    low, high = (float(value) for value in torch.aminmax(channel))
-    if not high > low:
-        return
+    low, high = (value.double() for value in torch.aminmax(channel))
+    is_constant = low == high
     mean, deviation = _moments(channel)
     sign = -1 if inverted else 1
-    channel.sub_(high if inverted else low).mul_(sign / (high - low))
+    spread = (high - low).masked_fill(is_constant, 1.0)
+    channel.sub_(high if inverted else low).mul_(sign / spread)
     # Several times as fast as a power; 0 becomes 2 ** -inf = 0.
     channel.log2_().mul_(exponent).exp2_()
     new_mean, new_deviation = _moments(channel)
-    scale = sign * deviation / new_deviation
-    channel.mul_(scale).add_(mean - scale * new_mean)
+    scale = (sign * deviation / new_deviation).masked_fill(is_constant, 0.0)
+    channel.mul_(scale).add_(torch.where(is_constant, low, mean - scale * new_mean))
 
 
-def _moments(channel: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    mean = float(channel.mean())
-    deviation = float(torch.linalg.vector_norm(channel - mean)) / math.sqrt(channel.numel())
-    return mean, deviation
+def _moments(channel: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float64."""
+    mean = channel.mean()
+    deviation = torch.linalg.vector_norm(channel - mean).double() / math.sqrt(channel.numel())
+    return mean.double(), deviation

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -71,12 +72,18 @@ class Mirroring:
         dims = [axis - label.dim() for axis in axes]
         image, label = image.flip(dims), label.flip(dims)
         if 0 in axes and self.swapped != tuple(range(len(self.swapped))):
-            label = torch.tensor(self.swapped, dtype=label.dtype, device=label.device)[label.long()]
+            label = _make_table(self.swapped, label.dtype, label.device)[label.long()]
         return image, label
 
     def draw(self, probability: float, rng: np.random.Generator) -> tuple[int, ...]:
         """Axes to mirror, each with the given probability."""
         return tuple(axis for axis in self.axes if rng.random() < probability)
+
+
+@lru_cache(maxsize=4)
+def _make_table(swapped: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied to a device once: each copy would wait for a GPU."""
+    return torch.tensor(swapped, dtype=dtype, device=device)
 
 
 def plan_mirroring(classes: Classes, spatial_dims: int) -> Mirroring:

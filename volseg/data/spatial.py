@@ -16,7 +16,7 @@ from torch.nn import functional
 
 Matrix = NDArray[np.float64]
 
-_SLAB_VOXELS = {"cpu": 2**16, "cuda": 2**24}
+_CPU_SLAB_VOXELS, _GPU_SLAB_VOXELS = 2**16, 2**24
 """Resampled at a time: on a CPU what lies in its cache, on a GPU what fills it."""
 _ROUNDING = 1e-6
 """In voxels; a matrix of sines and cosines is never exactly that of a right angle."""
@@ -106,7 +106,8 @@ def resample(
     labels = label.new_empty(tuple(patch))
     lead, rest = _make_axes(matrix, centre, patch, image.device)
     flat, region = label.reshape(-1), label.shape
-    thickness = max(1, _SLAB_VOXELS[image.device.type] // labels[0].numel())
+    slab_voxels = _CPU_SLAB_VOXELS if image.is_cpu else _GPU_SLAB_VOXELS
+    thickness = max(1, slab_voxels // labels[0].numel())
     image = image.contiguous()
     for first in range(0, patch[0], thickness):
         slab = slice(first, first + thickness)
@@ -124,15 +125,18 @@ def _make_axes(
     matrix: Matrix, centre: Sequence[float], patch: Sequence[int], device: torch.device
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Two summands of each coordinate: by the first axis of the patch, and by the others."""
-    steps = np.ix_(*[np.arange(size) - (size - 1) / 2 for size in patch])
+    steps = []
+    for axis, size in enumerate(patch):
+        step = torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2
+        steps.append(step.view(-1, *[1] * (len(patch) - axis - 1)))
     lead: list[Tensor] = []
     rest: list[Tensor] = []
-    for row, middle in zip(matrix, centre, strict=True):
-        plane = np.asarray(middle)
-        for factor, step in zip(row[1:], steps[1:], strict=True):
+    for row, middle in zip(matrix.tolist(), centre, strict=True):
+        plane = row[1] * steps[1] + middle
+        for factor, step in zip(row[2:], steps[2:], strict=True):
             plane = plane + factor * step
-        for parts, values in ((lead, row[0] * steps[0]), (rest, plane)):
-            parts.append(torch.from_numpy(values.astype(np.float32)).to(device))
+        lead.append((row[0] * steps[0]).float())
+        rest.append(plane.float())
     return lead, rest
 
 
