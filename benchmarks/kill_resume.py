@@ -58,6 +58,7 @@ class Attempt:
     epochs: int | None
     settings: tuple[str, ...] = SETTINGS
     minutes: float | None = None
+    device: str = "cpu"
 
     @property
     def fold(self) -> Path:
@@ -87,10 +88,10 @@ class Attempt:
     def train(self) -> None:
         """What its process does."""
         if self.has_begun:
-            train(self.dataset, self.run, resume=True, device="cpu")
+            train(self.dataset, self.run, resume=True, device=self.device)
         else:
             config = with_length(load_config(None, self.settings), self.minutes, self.epochs)
-            train(self.dataset, self.run, config=config, device="cpu")
+            train(self.dataset, self.run, config=config, device=self.device)
 
     def count_epochs(self) -> int:
         """In the history, where every row is written at once."""
@@ -235,14 +236,22 @@ def main() -> None:
     length.add_argument("--epochs", type=int, help="by default 8 per kill")
     length.add_argument("--minutes", type=float, help="instead of epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--device", default="cpu", help="of the trainings")
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"{arguments.output} exists; choose a new folder")
-    print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
+    machine = describe_machine(torch.device(arguments.device).type)
+    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
     dataset = make_dataset(arguments.output / "dataset")
     epochs = None if arguments.minutes else arguments.epochs or 8 * arguments.kills
     alone, killed = (
-        Attempt(dataset, arguments.output / name, epochs, minutes=arguments.minutes)
+        Attempt(
+            dataset,
+            arguments.output / name,
+            epochs,
+            minutes=arguments.minutes,
+            device=arguments.device,
+        )
         for name in ("alone", "killed")
     )
     if arguments.minutes:

@@ -26,7 +26,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,11 @@ CONVOLUTIONS_PER_LEVEL = 2
 
 @dataclass(frozen=True)
 class Row:
-    """What one side reached in one training; `asked` minutes were given."""
+    """What one side reached in one training; `asked` minutes were given.
+
+    `steps_per_second` leaves validations out; `waiting` is the share of that time in which steps
+    waited for their batches.
+    """
 
     side: str
     asked: float
@@ -70,6 +74,8 @@ class Row:
     minutes: float
     preparation_s: float
     steps: int
+    steps_per_second: float
+    waiting: float
     parameters: int
     dice: float
     dice_by_class: dict[str, float | None]
@@ -121,10 +127,14 @@ class Peer:
         folder: for everything that nnU-Net writes.
         path: the dataset.
         workers: processes that augment; None leaves it to nnU-Net.
+        device: of the trainings.
     """
 
-    def __init__(self, python: Path, folder: Path, path: Path, workers: int | None) -> None:
+    def __init__(
+        self, python: Path, folder: Path, path: Path, workers: int | None, device: str = "cpu"
+    ) -> None:
         self.python, self.folder, self.path, self.workers = python, folder, path, workers
+        self.device = device
         self.dataset = find_dataset(path)
         self.threads = torch.get_num_threads()
 
@@ -134,7 +144,6 @@ class Peer:
             "nnUNet_raw": str(self.folder / "raw"),
             "nnUNet_preprocessed": str(self.folder / "preprocessed"),
             "nnUNet_results": str(results / "results"),
-            "nnUNet_compile": "f",
             "nnUNet_def_n_proc": str(self.threads),
         }
         # Planning fails where this is 0, and does not need it.
@@ -176,6 +185,7 @@ class Peer:
                 plans = cut_plans(plans, plan, find_orientation(self.dataset))
             write_json(folder / "plans.json", plans)
             words = ["--plans", str(folder / "plans.json"), "--seed", str(seed)]
+            words += ["--device", self.device]
             fitted = ["--fitted"] if side == FITTED else []
             self.run("train", result, folder, *words, "--minutes", str(minutes), *fitted)
         if not (folder / "scores").exists():
@@ -242,12 +252,9 @@ def run_side(side: str, peer: Peer, folder: Path, minutes: float, seed: int) -> 
     """One training of one side, whose T minutes and seed have `folder`; volseg's comes first."""
     own = folder / VOLSEG
     if side == VOLSEG:
-        train(Recipe(), peer.path, own, minutes, seed)
+        train(Recipe(), peer.path, own, minutes, seed, peer.device)
         result = read(own)
-        found: dict[str, Any] = {
-            name: getattr(result, name)
-            for name in ("minutes", "preparation_s", "steps", "parameters")
-        }
+        found = asdict(result)
     else:
         plan = Plan.read_yaml(own / "run" / "plan.yaml")
         peer.train(side, plan, folder / name_folder(side), minutes, seed)
@@ -260,6 +267,8 @@ def run_side(side: str, peer: Peer, folder: Path, minutes: float, seed: int) -> 
         minutes=found["minutes"],
         preparation_s=found["preparation_s"],
         steps=found["steps"],
+        steps_per_second=found["steps_per_second"],
+        waiting=found["waiting"],
         parameters=found["parameters"],
         dice=mean,
         dice_by_class=by_class,
@@ -268,7 +277,8 @@ def run_side(side: str, peer: Peer, folder: Path, minutes: float, seed: int) -> 
 
 def format_rows(rows: Sequence[Row]) -> str:
     names = list(rows[0].dice_by_class)
-    head = ["side", "T", "seed", "minutes", "apart s", "steps", "parameters", *names, "mean Dice"]
+    head = ["side", "T", "seed", "minutes", "apart s", "steps", "steps/s", "waiting"]
+    head += ["parameters", *names, "mean Dice"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in sorted(rows, key=lambda row: (SIDES.index(row.side), row.asked, row.seed)):
         by_class = ["-" if dice is None else f"{dice:.3f}" for dice in row.dice_by_class.values()]
@@ -278,7 +288,8 @@ def format_rows(rows: Sequence[Row]) -> str:
             f"{row.minutes:.2f}",
             f"{row.preparation_s:.0f}",
         ]
-        figures += [f"{row.steps:,}", f"{row.parameters:,}", *by_class, f"{row.dice:.3f}"]
+        figures += [f"{row.steps:,}", f"{row.steps_per_second:.2f}", f"{row.waiting:.1%}"]
+        figures += [f"{row.parameters:,}", *by_class, f"{row.dice:.3f}"]
         lines.append(f"| {row.side} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -322,13 +333,15 @@ def main() -> None:
     parser.add_argument(
         "--thresholds", type=float, nargs="+", default=[0.80, 0.85, 0.87, 0.88], metavar="DICE"
     )
+    parser.add_argument("--device", default="cpu", help="of all trainings")
     arguments = parser.parse_args()
     output = arguments.output.absolute()
     # Not resolved: an environment's python is a link, and where it lies decides what it imports.
     python, dataset = arguments.peer_python.absolute(), arguments.dataset.absolute()
-    peer = Peer(python, output / "nnunet", dataset, arguments.peer_workers)
-    print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
-    print(f"volseg's precision: {choose_precision('auto', torch.device('cpu'))}")
+    device = torch.device(arguments.device)
+    peer = Peer(python, output / "nnunet", dataset, arguments.peer_workers, arguments.device)
+    print(*(f"{key}: {value}" for key, value in describe_machine(device.type).items()), sep="\n")
+    print(f"volseg's precision: {choose_precision('auto', device)}")
     print(*(f"peer's {key}: {value}" for key, value in peer.describe().items()), sep="\n")
     rows = []
     for seed in arguments.seeds:

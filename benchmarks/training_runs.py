@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from compare_networks import describe_machine
 
 from volseg.atomic import write_json
@@ -60,7 +61,8 @@ class Result:
     """Of one training.
 
     `minutes` took all of its `steps` and the validations between them. `preparation_s` is the rest
-    of the command's time: start, planning, reading, writing.
+    of the command's time: start, planning, reading, writing. `steps_per_second` is without the
+    validations, and `waiting` the share of that time in which steps waited for their batches.
     """
 
     widths: str
@@ -68,6 +70,8 @@ class Result:
     minutes: float
     preparation_s: float
     steps: int
+    steps_per_second: float
+    waiting: float
     dice: float
     dice_by_class: dict[str, float | None]
 
@@ -89,11 +93,12 @@ def run_all(runs: Mapping[str, Sequence[str]], description: str, shares_plan: bo
             for label, recipe in recipes.items():
                 folder = place / name_folder(label) / f"seed_{seed}"
                 fixed = recipe.on_plan(plan) if plan else recipe
-                train(fixed, dataset, folder, arguments.minutes, seed)
+                train(fixed, dataset, folder, arguments.minutes, seed, arguments.device)
                 result = read(folder)
                 results.setdefault((dataset, label), []).append(result)
                 report(f"{dataset.name}, {label}, seed {seed}: {result.dice:.3f}")
-    print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
+    machine = describe_machine(torch.device(arguments.device).type)
+    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
     print(f"minutes: {arguments.minutes:g}\nseeds: {' '.join(map(str, arguments.seeds))}")
     for dataset in arguments.datasets:
         print(f"\n{dataset.name}\n")
@@ -110,6 +115,7 @@ def parse_arguments(runs: Mapping[str, Sequence[str]], description: str) -> argp
     parser.add_argument(
         "--config", type=Path, nargs="+", default=[], metavar="FILE", help="further rows"
     )
+    parser.add_argument("--device", default="cpu", help="of the trainings")
     return parser.parse_args()
 
 
@@ -131,7 +137,14 @@ def make_plan(dataset: Path, folder: Path, minutes: float) -> Plan:
     return Plan.read_yaml(path)
 
 
-def train(recipe: Recipe, dataset: Path, folder: Path, minutes: float, seed: int = 0) -> None:
+def train(
+    recipe: Recipe,
+    dataset: Path,
+    folder: Path,
+    minutes: float,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
     """Train on fold 0 and score the cases that the training has not seen, unless it was done.
 
     A training that was cut off begins anew: its time was not undisturbed.
@@ -141,14 +154,14 @@ def train(recipe: Recipe, dataset: Path, folder: Path, minutes: float, seed: int
         remake(run)
         # Another seed must not mean other cases.
         write_splits(RunFolder(run).splits, find_splits(dataset))
-        length = ("--fold", str(FOLD), "--minutes", str(minutes))
+        length = ("--fold", str(FOLD), "--minutes", str(minutes), "--device", device)
         words = (*length, *recipe.words(), "--set", f"training.seed={seed}")
         start = time.monotonic()
         volseg(folder, "train", str(dataset), "-o", str(run), *words)
         write_json(folder / "training.json", {"wall_s": time.monotonic() - start})
     if not (folder / "scores").exists():
         remake(folder / "predicted")
-        target = ("-o", str(folder / "predicted"))
+        target = ("-o", str(folder / "predicted"), "--device", device)
         volseg(folder, "predict", str(run), "--validation", *target)
         score(folder / "predicted", dataset, folder)
 
@@ -196,7 +209,9 @@ def read(folder: Path) -> Result:
     run = folder / "run"
     plan = Plan.read_yaml(run / "plan.yaml")
     classes = Dataset.read_json(run / DATASET_FILE).classes
-    last = json.loads((run / f"fold_{FOLD}" / "history.jsonl").read_text().splitlines()[-1])
+    lines = (run / f"fold_{FOLD}" / "history.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    last, (steps_per_second, waiting) = rows[-1], summarise_pace(rows)
     wall_s = json.loads((folder / "training.json").read_text())["wall_s"]
     network = build_planned_network(plan, classes.num_outputs)
     mean, by_class = read_scores(folder)
@@ -206,9 +221,24 @@ def read(folder: Path) -> Result:
         minutes=last["minutes"],
         preparation_s=wall_s - 60 * last["minutes"],
         steps=last["step"],
+        steps_per_second=steps_per_second,
+        waiting=waiting,
         dice=mean,
         dice_by_class=by_class,
     )
+
+
+def summarise_pace(rows: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Steps per second of a whole training, and the share of their time that waited for data.
+
+    Args:
+        rows: of its history, each about the steps since the one before.
+    """
+    ends = [row["step"] for row in rows]
+    steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    spent = [n / row["steps_per_second"] for n, row in zip(steps, rows, strict=True)]
+    waited = sum(s * row["waiting"] for s, row in zip(spent, rows, strict=True))
+    return sum(steps) / sum(spent), waited / sum(spent)
 
 
 def read_scores(folder: Path) -> tuple[float, dict[str, float | None]]:
@@ -218,21 +248,27 @@ def read_scores(folder: Path) -> tuple[float, dict[str, float | None]]:
 
 
 def format_table(results: Mapping[str, Sequence[Result]]) -> str:
-    """Means over the seeds; `range` and what a row gains are of the mean Dice."""
+    """Means over the seeds; `range` and what a row gains are of the mean Dice.
+
+    Seconds per step are with validations, steps per second and the share that waited without.
+    """
     first = next(iter(results))
     base = [result.dice for result in results[first]]
     lines = [
-        "| training | widths | parameters | seconds per step | steps | mean Dice | range "
-        f"| against {first} |",
-        "|---|---|---|---|---|---|---|---|",
+        "| training | widths | parameters | seconds per step | steps per second | waiting | steps "
+        f"| mean Dice | range | against {first} |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for label, rows in results.items():
         dice = [row.dice for row in rows]
         gain = statistics.mean(ours - theirs for ours, theirs in zip(dice, base, strict=True))
         seconds = statistics.mean(60 * row.minutes / row.steps for row in rows)
+        speed = statistics.mean(row.steps_per_second for row in rows)
+        waiting = statistics.mean(row.waiting for row in rows)
         steps = statistics.mean(row.steps for row in rows)
         lines.append(
-            f"| {label} | {rows[0].widths} | {rows[0].parameters:,} | {seconds:.2f} | {steps:,.0f} "
+            f"| {label} | {rows[0].widths} | {rows[0].parameters:,} | {seconds:.2f} | {speed:.2f} "
+            f"| {waiting:.1%} | {steps:,.0f} "
             f"| {statistics.mean(dice):.3f} | {min(dice):.3f} to {max(dice):.3f} "
             f"| {'' if label == first else f'{gain:+.3f}'} |"
         )

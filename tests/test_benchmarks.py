@@ -20,8 +20,9 @@ from train_against_nnunet import (
     draw_curve,
     find_minutes_to,
     format_minutes,
+    format_rows,
 )
-from training_runs import Recipe, Result, find_splits, format_table, read, train
+from training_runs import Recipe, Result, find_splits, format_table, read, summarise_pace, train
 
 from volseg.config import load_config
 from volseg.data.layouts import find_dataset
@@ -80,7 +81,7 @@ def test_ratio_says_no_more_than_is_known(theirs: Span, ours: Span, ratio: str) 
 
 
 def make_row(side: str, asked: float, seed: int, dice: float) -> Row:
-    return Row(side, asked, seed, asked + 0.1 * seed, 0, 10, 100, dice, {})
+    return Row(side, asked, seed, asked + 0.1 * seed, 0, 10, 2.5, 0.04, 100, dice, {})
 
 
 def test_curve_is_the_mean_over_the_seeds() -> None:
@@ -182,15 +183,29 @@ def test_recipe_follows_a_plan_but_for_what_it_says_itself(tmp_path: Path) -> No
     assert (plan.width, plan.batch_size, plan.num_levels) == (32, 1, 2)
 
 
+def test_speed_and_waiting_of_a_training_are_those_of_its_time() -> None:
+    rows = [
+        {"step": 10, "steps_per_second": 2.0, "waiting": 0.5},
+        {"step": 40, "steps_per_second": 10.0, "waiting": 0.0},
+    ]
+    # 10 steps in 5 s, half of it waiting, then 30 in 3 s.
+    assert summarise_pace(rows) == (pytest.approx(40 / 8), pytest.approx(2.5 / 8))
+
+
+def test_table_of_both_sides_has_speed_and_waiting() -> None:
+    (line,) = format_rows([make_row("volseg", 2, 0, 0.8)]).splitlines()[2:]
+    assert line == "| volseg | 2 | 0 | 2.00 | 0 | 10 | 2.50 | 4.0% | 100 | 0.800 |"
+
+
 def test_table_has_means_ranges_and_what_a_row_gains() -> None:
     def make_result(dice: float) -> Result:
-        return Result("4 to 8", 1234, 5.0, 1.0, 300, dice, {})
+        return Result("4 to 8", 1234, 5.0, 1.0, 300, 1.25, 0.046, dice, {})
 
     rows = {"recipe": [0.80, 0.84], "other": [0.85, 0.87]}
     table = format_table({name: [make_result(d) for d in dice] for name, dice in rows.items()})
     assert table.splitlines()[2:] == [
-        "| recipe | 4 to 8 | 1,234 | 1.00 | 300 | 0.820 | 0.800 to 0.840 |  |",
-        "| other | 4 to 8 | 1,234 | 1.00 | 300 | 0.860 | 0.850 to 0.870 | +0.040 |",
+        "| recipe | 4 to 8 | 1,234 | 1.00 | 1.25 | 4.6% | 300 | 0.820 | 0.800 to 0.840 |  |",
+        "| other | 4 to 8 | 1,234 | 1.00 | 1.25 | 4.6% | 300 | 0.860 | 0.850 to 0.870 | +0.040 |",
     ]
 
 
@@ -201,6 +216,8 @@ def test_training_of_a_benchmark_is_scored_once_on_the_fold_of_the_first_seed(
     train(Recipe(tuple(TINY)), balls, tmp_path, minutes=0.05, seed=1)
     result, log = read(tmp_path), (tmp_path / "log.txt").read_text()
     assert 0 <= result.dice <= 1
+    assert 0 <= result.waiting < 1
+    assert result.steps_per_second > 0
     assert len(result.dice_by_class) == 2
     splits = read_splits(tmp_path / "run" / "splits.json", find_dataset(balls).cases)
     assert splits == find_splits(balls)
