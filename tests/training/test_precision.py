@@ -38,8 +38,8 @@ def test_bfloat16_on_another_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         choose_precision("bfloat16", CPU)
     assert str(refused.value) == (
         "training.precision bfloat16 on a CPU without instructions for it, which is many times "
-        "slower than float32; expected AMX or the bfloat16 instructions of AVX-512. Set it to auto, "
-        "or to resume what began on another machine, in the config*.yaml of the fold."
+        "slower than float32; expected AMX or the bfloat16 instructions of AVX-512. Set it to "
+        "auto, or to resume what began on another machine, in the config*.yaml of the fold."
     )
     assert choose_precision("auto", CPU) == torch.float32
 

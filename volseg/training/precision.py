@@ -25,8 +25,8 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """The format of convolutions and the like; weights and losses are float32 in any case.
 
     ``auto`` takes 16 bits where the hardware gains by it: on a GPU, and on a CPU with AMX or the
-    bfloat16 instructions of AVX-512. Other CPUs compute bfloat16 many times slower than float32, and
-    never do.
+    bfloat16 instructions of AVX-512. Other CPUs would compute bfloat16 many times slower than
+    float32, and never do.
 
     Args:
         name: what the user asks for.
