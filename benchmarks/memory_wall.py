@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 from compare_networks import describe_machine
-from predict_files import make_plan, name_classes, run_measured
+from predict_files import make_plan, name_classes
+from sides import run_measured
 from without_network import CT, SPACING_MM, Slopes, make_volume
 
 from volseg.atomic import write_json

@@ -8,8 +8,8 @@ overlapping, Gaussian weights, no mirroring, same spacing. The bundle has MONAI'
 volseg computes in 16 bits where the CPU has instructions for them and the weights bear it, and in
 float32 where a side says so; labels are compared with those of float32.
 Sides take turns; the time goes from the first image that is read to the last label map that is
-written, in a process that has loaded its libraries and the model. Memory is that of the process
-and its children, shared pages divided among them, sampled while the images are predicted.
+written, in a process that has loaded its libraries and the model. Memory is that of the side's
+processes from their start, as ``sides.py`` watches it; of a GPU it is not measured.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from compare_networks import describe_machine
+from sides import Measured, run_measured
 from torch import nn
 
 from volseg.atomic import write_json
@@ -50,8 +51,6 @@ SIDES = (
     "nnU-Net, one process",
 )
 
-SAMPLE_S = 0.5
-"""Between two looks at memory, each of which holds the process up for some milliseconds."""
 KINDS_HU = (-500.0, 0.0, 80.0, 200.0)
 """Intensities between the classes of the volume that is made."""
 
@@ -261,76 +260,33 @@ def take_weights(network: nn.Module, weights: Sequence[torch.Tensor], patch: Seq
         raise SystemExit(f"{len(waiting)} of {len(weights)} weights have no place in the network.")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Of one side and one round."""
-
-    seconds: float
-    peak_mb: float
-
-
-def run_measured(command: Sequence[str], result: Path, log: Path) -> Measured:
-    """Run a side, which writes its seconds to `result`, and watch its memory."""
-    with log.open("a") as file:
-        process = subprocess.Popen(list(command), stdout=file, stderr=file)
-        peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, sum(map(read_pss_mb, list_family(process.pid))))
-            time.sleep(SAMPLE_S)
-    if process.returncode:
-        raise SystemExit(f"`{' '.join(command)}` ended with {process.returncode}; see {log}.")
-    return Measured(json.loads(result.read_text())["seconds"], peak)
-
-
-def list_family(pid: int) -> list[int]:
-    """A process and all that it has started."""
-    family = [pid]
-    for member in family:
-        for path in Path(f"/proc/{member}/task").glob("*/children"):
-            try:
-                family += [int(child) for child in path.read_text().split()]
-            except OSError:
-                continue
-    return family
-
-
-def read_pss_mb(pid: int) -> float:
-    """Memory of a process, shared pages divided by those that share them."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1e3
-
-
-def predict_volseg(model: Path, images: Path, output: Path, side: str, threads: int) -> float:
+def predict_volseg(model: Path, images: Path, output: Path, side: str, device: str) -> float:
     """In a process of its own."""
     from volseg.inference import Options, Predictor
     from volseg.inference.batch import Outputs, predict_cases
     from volseg.inference.inputs import find_inputs
 
-    torch.set_num_threads(threads)
     options = Options(
         backend="openvino" if "openvino" in side else "torch",
         precision="float32" if "float32" in side else "auto",
     )
-    predictor = Predictor.load(model, device="cpu", options=options)
+    predictor = Predictor.load(model, device=device, options=options)
     start = time.perf_counter()
     predict_cases(predictor, find_inputs([images], 1), Outputs(output))
     return time.perf_counter() - start
 
 
-def predict_monai(model: Path, images: Path, output: Path, threads: int) -> float:
+def predict_monai(model: Path, images: Path, output: Path, device: str) -> float:
     """In a process of its own: the bundle's workflow as ``monai.bundle run`` runs it."""
     from monai.bundle import ConfigWorkflow
 
-    torch.set_num_threads(threads)
     workflow = ConfigWorkflow(
         config_file=str(model / "configs" / "inference.json"),
         workflow_type="inference",
         bundle_root=str(model),
         dataset_dir=str(images),
         output_dir=str(output),
+        device=f"$torch.device({device!r})",
     )
     workflow.initialize()
     start = time.perf_counter()
@@ -343,17 +299,17 @@ def list_command(
 ) -> list[str]:
     """How a side is run."""
     images = ["--images", str(task.images), "--output", str(output)]
-    threads = ["--threads", str(torch.get_num_threads())]
+    where = ["--threads", str(torch.get_num_threads()), "--device", arguments.device]
     if side.startswith("nnU-Net"):
         script = Path(__file__).with_name("nnunet_predict.py")
         alone = ["--processes", "0"] if "one process" in side else []
         return [
             *(str(arguments.peer_python), str(script), "predict", str(result)),
-            *("--model", str(folder / "nnunet"), *images, *threads, *alone),
+            *("--model", str(folder / "nnunet"), *images, *where, *alone),
         ]
     model = folder / ("bundle" if side.startswith("MONAI") else "run")
     words = [sys.executable, __file__, str(output), "--side", side, "--model", str(model)]
-    return [*words, *images, *threads, "--result", str(result)]
+    return [*words, *images, *where, "--result", str(result)]
 
 
 def compare_labels(folder: Path, side: str) -> float:
@@ -369,9 +325,15 @@ def compare_labels(folder: Path, side: str) -> float:
     return same / total
 
 
+def list_sides(arguments: argparse.Namespace) -> list[str]:
+    """Those that were asked for, in order; OpenVINO is for CPUs."""
+    asked = [side for side in SIDES if side in arguments.sides]
+    return [side for side in asked if arguments.device == "cpu" or "openvino" not in side]
+
+
 def measure(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
     """Print a table for a task."""
-    sides = [side for side in SIDES if side in arguments.sides]
+    sides = list_sides(arguments)
     rounds: list[dict[str, Measured]] = []
     for number in range(arguments.rounds):
         order = sides if number % 2 == 0 else sides[::-1]
@@ -421,7 +383,7 @@ def prepare(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
         "roi_size": list(task.plan.patch),
         "overlap": 0.5,
         "mode": "gaussian",
-        "device": "$torch.device('cpu')",
+        "device": "@device",
     }
     write_json(config, workflow)
 
@@ -433,6 +395,7 @@ def main() -> None:
     parser.add_argument("--hippocampus", type=Path, help="MSD's Task04_Hippocampus")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0 for random weights")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="of all sides: cpu, cuda or cuda:N")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     # Of a process that this program has started:
     for word in ("--side", "--model", "--images", "--result"):
@@ -444,13 +407,16 @@ def main() -> None:
         model, images, output = (
             Path(path) for path in (arguments.model, arguments.images, arguments.predicted)
         )
+        torch.set_num_threads(arguments.threads)
         if arguments.side.startswith("MONAI"):
-            seconds = predict_monai(model, images, output, arguments.threads)
+            seconds = predict_monai(model, images, output, arguments.device)
         else:
-            seconds = predict_volseg(model, images, output, arguments.side, arguments.threads)
+            seconds = predict_volseg(model, images, output, arguments.side, arguments.device)
         write_json(Path(arguments.result), {"seconds": seconds})
         return
-    print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
+    print(
+        *(f"{key}: {value}" for key, value in describe_machine(arguments.device).items()), sep="\n"
+    )
     tasks = [make_ct(arguments.output / "CT")]
     if arguments.hippocampus:
         folder = arguments.output / "hippocampus"

@@ -6,12 +6,15 @@ A volume like a CT of 512 x 512 x 200 voxels of 0.8 x 0.8 x 1.5 mm goes to 1.5 m
 network is a table of slopes: the scores of a voxel follow from its value alone. volseg and a MONAI
 bundle's workflow read the file, prepare it, slide windows of 96 voxels, bring the scores back and
 write the label map; nnU-Net prepares the same volume and exports scores of the same size. Every
-side runs in a process of its own, in turns.
+side runs in a process of its own, in turns, and may take as much memory as is free at the start, or
+``--memory`` GB. One that takes more is stopped, and one whose scores alone take more is not begun;
+the table says so, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -22,20 +25,20 @@ import nibabel as nib
 import numpy as np
 import torch
 from compare_networks import describe_machine
-from predict_files import (
-    Measured,
-    Task,
-    make_plan,
-    name_classes,
-    run_measured,
-    write_nnunet_model,
-)
+from predict_files import Task, make_plan, name_classes, write_nnunet_model
+from sides import Measured, OutOfMemory, run_measured
 from torch import Tensor, nn
 
 from volseg.atomic import write_json
+from volseg.images import read_header
+from volseg.inference.memory import free_bytes
 
 SHAPE, SPACING_MM = (512, 512, 200), (0.8, 0.8, 1.5)
 SIDES = ("volseg", "MONAI", "nnU-Net")
+SCORE_BYTES = {"MONAI": 4, "nnU-Net": 2}
+"""Of sides that hold the scores of all classes on the grid of the file, per score, at least."""
+SPARE = 0.9
+"""Share of the free memory that a side may take."""
 CT = {
     "channel": "CT",
     "scheme": "ct",
@@ -146,36 +149,65 @@ def list_command(
     return [sys.executable, __file__, str(output), *words]
 
 
+def check_memory(side: str, path: Path, number: int, limit_gb: float) -> None:
+    """Refuse a side whose scores alone are too large.
+
+    Raises:
+        OutOfMemory: says how large they are.
+    """
+    needed_gb = 1e-9 * SCORE_BYTES.get(side, 0) * number * math.prod(read_header(path)[0].shape)
+    if needed_gb > limit_gb:
+        raise OutOfMemory(f"needs {needed_gb:.1f} GB at least")
+
+
+def run_side(
+    side: str, path: Path, number: int, arguments: argparse.Namespace
+) -> Measured | SystemExit:
+    """One round of a side, or what ended it."""
+    output, result = arguments.output / side, arguments.output / "result.json"
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        check_memory(side, path, number, arguments.memory)
+        command = list_command(side, path, number, output, result, arguments)
+        return run_measured(command, result, arguments.output / "log.txt", arguments.memory)
+    except SystemExit as end:
+        return end
+
+
 def measure(number: int, path: Path, arguments: argparse.Namespace) -> None:
+    """Print the rows of a number of classes; a side that did not end is not tried again."""
     sides = [side for side in SIDES if side in arguments.sides]
-    rounds: list[dict[str, Measured]] = []
+    found: dict[str, list[Measured]] = {side: [] for side in sides}
+    ended: dict[str, SystemExit] = {}
     for place in range(arguments.rounds):
-        found = {}
         for side in sides if place % 2 == 0 else sides[::-1]:
-            output, result = arguments.output / side, arguments.output / "result.json"
-            output.mkdir(parents=True, exist_ok=True)
-            command = list_command(side, path, number, output, result, arguments)
-            try:
-                found[side] = run_measured(command, result, arguments.output / "log.txt")
-            except SystemExit as end:
-                print(f"{number} classes, {side}: {end}", file=sys.stderr, flush=True)
-                arguments.sides = [other for other in arguments.sides if other != side]
+            if side in ended:
                 continue
-            print(f"{number} classes, {side}: {found[side]}", file=sys.stderr, flush=True)
-        rounds.append(found)
+            what = run_side(side, path, number, arguments)
+            print(f"{number} classes, {side}: {what}", file=sys.stderr, flush=True)
+            if isinstance(what, Measured):
+                found[side].append(what)
+            else:
+                ended[side] = what
     for side in sides:
-        complete = [found for found in rounds if side in found]
-        if len(complete) < len(rounds):
-            print(f"| {number} | {side} | did not end | | | |", flush=True)
-            continue
-        seconds = statistics.median(found[side].seconds for found in complete)
-        ratio = statistics.median(f[side].seconds / f["volseg"].seconds for f in complete)
-        peak = statistics.median(found[side].peak_mb for found in complete)
-        more = statistics.median(f[side].peak_mb / f["volseg"].peak_mb for f in complete)
-        print(
-            f"| {number} | {side} | {seconds:.1f} | {ratio:.1f} | {peak:.0f} | {more:.1f} |",
-            flush=True,
-        )
+        if side in ended:
+            why = ended[side] if isinstance(ended[side], OutOfMemory) else "did not end"
+            print(f"| {number} | {side} | {why} | | | |", flush=True)
+        else:
+            ours = [] if "volseg" in ended else found.get("volseg", [])
+            print(format_row(number, side, found[side], ours), flush=True)
+
+
+def format_row(number: int, side: str, rounds: Sequence[Measured], ours: Sequence[Measured]) -> str:
+    """Medians of a side, and of its ratios to volseg round by round, if volseg ended."""
+    seconds = statistics.median(each.seconds for each in rounds)
+    peak = statistics.median(each.peak_mb for each in rounds)
+    ratio = more = ""
+    if ours:
+        pairs = list(zip(rounds, ours, strict=True))
+        ratio = f"{statistics.median(a.seconds / b.seconds for a, b in pairs):.1f}"
+        more = f"{statistics.median(a.peak_mb / b.peak_mb for a, b in pairs):.1f}"
+    return f"| {number} | {side} | {seconds:.1f} | {ratio} | {peak:.0f} | {more} |"
 
 
 def main() -> None:
@@ -184,6 +216,8 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="python with nnunetv2")
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 25, 117])
     parser.add_argument("--rounds", type=int, default=3)
+    free_gb = SPARE * free_bytes(torch.device("cpu")) / 1e9
+    parser.add_argument("--memory", type=float, default=free_gb, help="GB that a side may take")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     # Of a process that this program has started:
     for word in ("--side", "--image", "--result"):

@@ -1,17 +1,23 @@
-"""What the benchmarks of training work out from what was measured."""
+"""What the benchmarks work out from what was measured, and what they do with what goes wrong."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+import sys
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+import predict_files
 import pytest
 import train_networks
+import without_network
 from ablate_recipe import INTENSITY, RUNS, SPATIAL
 from conftest import TINY
-from makers import make_dataset
+from makers import make_dataset, write_nifti
+from sides import Measured, OutOfMemory, run_measured
 from train_against_nnunet import (
     Row,
     Span,
@@ -225,3 +231,97 @@ def test_training_of_a_benchmark_is_scored_once_on_the_fold_of_the_first_seed(
     assert scored["num_cases"] == len(splits[0].validation)
     train(Recipe(tuple(TINY)), balls, tmp_path, minutes=0.05, seed=1)
     assert (tmp_path / "log.txt").read_text() == log
+
+
+def fill(megabytes: int, result: Path, then: str = "") -> list[str]:
+    """A side that takes so much memory, and says that it took two seconds."""
+    lines = (
+        "import json, sys, time",
+        f"taken = bytearray({megabytes}_000_000)",
+        then,
+        f"open({str(result)!r}, 'w').write(json.dumps({{'seconds': 2.0}}))",
+    )
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+def test_memory_of_a_side_is_its_own(tmp_path: Path) -> None:
+    kept = np.ones(50_000_000)
+    command = fill(200, tmp_path / "r.json", "time.sleep(1)")
+    measured = run_measured(command, tmp_path / "r.json", tmp_path / "log")
+    assert measured.seconds == 2
+    # 200 MB and an interpreter, but not the 400 MB of this process.
+    assert 200 < measured.peak_mb < 300 < kept.nbytes / 1e6
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (fill(900, Path("r")), "^out of memory of 0.5 GB$"),
+        # Two processes that together take more than either may.
+        (
+            fill(
+                300,
+                Path("r"),
+                "import subprocess; subprocess.run([sys.executable, '-c', 'import time; "
+                "taken = bytearray(300_000_000); time.sleep(60)'])",
+            ),
+            "^out of memory of 0.5 GB$",
+        ),
+        ([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], "out of memory"),
+    ],
+    ids=["large", "together", "killed"],
+)
+def test_side_that_takes_too_much_is_stopped(
+    command: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OutOfMemory, match=message):
+        run_measured(command, tmp_path / "r.json", tmp_path / "log", limit_gb=0.5)
+
+
+def test_side_that_fails_otherwise_is_no_question_of_memory(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("MemoryError: of another side\n")
+    with pytest.raises(SystemExit, match=r"ended with 3; see .*log") as caught:
+        run_measured([sys.executable, "-c", "import sys; sys.exit(3)"], tmp_path / "r", log)
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_sides_without_memory_are_rows_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_nifti(tmp_path / "ct.nii", np.zeros((100, 100, 100), np.int16))
+    begun: list[str] = []
+
+    def list_command(side: str, *others: object) -> list[str]:
+        begun.append(side)
+        return fill({"volseg": 100, "nnU-Net": 900}[side], tmp_path / "result.json")
+
+    monkeypatch.setattr(without_network, "list_command", list_command)
+    arguments = Namespace(output=tmp_path, rounds=2, sides=without_network.SIDES, memory=0.5)
+    # 150 classes in a million voxels are 0.6 GB in float32, and 0.3 GB in 16 bits.
+    without_network.measure(150, path, arguments)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith("| 150 | volseg | 2.0 | 1.0 | ")
+    assert rows[1] == "| 150 | MONAI | needs 0.6 GB at least | | | |"
+    assert rows[2] == "| 150 | nnU-Net | out of memory of 0.5 GB | | | |"
+    assert begun == ["volseg", "nnU-Net", "volseg"]
+
+
+def test_ratios_need_volseg_beside_them() -> None:
+    rounds = [Measured(3.0, 100.0), Measured(5.0, 300.0)]
+    ours = [Measured(1.0, 100.0), Measured(1.0, 100.0)]
+    row = without_network.format_row(25, "MONAI", rounds, ours)
+    assert row == "| 25 | MONAI | 4.0 | 4.0 | 200 | 2.0 |"
+    assert without_network.format_row(25, "MONAI", rounds, []) == "| 25 | MONAI | 4.0 |  | 200 |  |"
+
+
+def test_all_sides_are_told_the_device(tmp_path: Path) -> None:
+    task = predict_files.Task("t", tmp_path, tmp_path, make_plan(), predict_files.name_classes(2))
+    arguments = Namespace(peer_python=Path("peer"), device="cuda:1", sides=predict_files.SIDES)
+    sides = predict_files.list_sides(arguments)
+    assert sides == [side for side in predict_files.SIDES if "openvino" not in side]
+    for side in sides:
+        words = predict_files.list_command(side, task, tmp_path, tmp_path, tmp_path, arguments)
+        assert words[words.index("--device") + 1] == "cuda:1"
+    arguments.device = "cpu"
+    assert predict_files.list_sides(arguments) == list(predict_files.SIDES)
