@@ -41,6 +41,13 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def measure_matrix_rate(device: torch.device, precision: torch.dtype, size: int = SIZE) -> float:
+    """Operations per second of the product of square matrices, the median after a warm-up."""
+    matrix = torch.randn(size, size, device=device, dtype=precision)
+    seconds = [time_call(lambda: matrix @ matrix, device) for _ in range(6)][1:]
+    return 2 * size**3 / statistics.median(seconds)
+
+
 def time_pairs(
     network: Network, windows: Tensor, precision: torch.dtype, rounds: int
 ) -> list[tuple[float, float]]:

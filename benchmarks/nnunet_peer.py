@@ -28,6 +28,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans"
+WARM_UP = 5
 
 
 class TimeIsUp(Exception):
@@ -158,6 +159,47 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def step(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time its trainer's step on a batch of noise that lies on the device, after a warm-up."""
+    torch.backends.cudnn.benchmark = True
+    plans = json.loads(arguments.plans.read_text())
+    configuration = plans["configurations"][CONFIGURATION]
+    data = Path(nnUNet_preprocessed.get(), plans["dataset_name"], configuration["data_identifier"])
+    data.mkdir(parents=True)
+    # By its suffix the trainer knows its loader, which is not used.
+    (data / "none.b2nd").touch()
+    labels = {"background": 0, "a": 1, "b": 2}
+    trainer = nnUNetTrainer(
+        plans={**plans, "continue_training": False},
+        configuration=CONFIGURATION,
+        fold=0,
+        dataset_json={"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz"},
+        device=torch.device(arguments.device),
+    )
+    trainer.initialize()
+    trainer.network.train()
+    lead, patch = (configuration["batch_size"], 1), configuration["patch_size"]
+    sizes = [
+        np.multiply(patch, s).round().astype(int) for s in trainer._get_deep_supervision_scales()
+    ]
+    targets = [
+        torch.randint(0, len(labels), (*lead, *size), device=trainer.device).float()
+        for size in sizes
+    ]
+    batch = {"data": torch.randn(*lead, *patch, device=trainer.device), "target": targets}
+    for number in range(WARM_UP + arguments.steps):
+        if number == WARM_UP:
+            start = _look(trainer.device)
+        trainer.train_step(batch)
+    return {"steps_per_second": arguments.steps / (_look(trainer.device) - start)}
+
+
+def _look(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
     packages = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
@@ -165,18 +207,19 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("describe", "prepare", "train"))
+    parser.add_argument("command", choices=("describe", "prepare", "train", "step"))
     parser.add_argument("result", type=Path, help="JSON file to write")
     parser.add_argument("--dataset", help="its name in nnU-Net's folders")
     parser.add_argument("--plans", type=Path, help="the file")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fitted", action="store_true", help="the schedule ends with the time")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    commands = {"describe": describe, "prepare": prepare, "train": train}
+    commands = {"describe": describe, "prepare": prepare, "train": train, "step": step}
     found = commands[arguments.command](arguments)
     arguments.result.write_text(json.dumps(found, indent=1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -12,13 +13,20 @@ from pathlib import Path
 import numpy as np
 import predict_files
 import pytest
+import step_speed
+import torch
+import train_against_nnunet
 import train_networks
+import training_runs
 import without_network
 from ablate_recipe import INTENSITY, RUNS, SPATIAL
 from conftest import TINY
 from makers import make_dataset, write_nifti
 from sides import Measured, OutOfMemory, run_measured
+from step_speed import Speed
 from train_against_nnunet import (
+    FITTED,
+    Peer,
     Row,
     Span,
     cut_plans,
@@ -213,6 +221,85 @@ def test_table_has_means_ranges_and_what_a_row_gains() -> None:
         "| recipe | 4 to 8 | 1,234 | 1.00 | 1.25 | 4.6% | 300 | 0.820 | 0.800 to 0.840 |  |",
         "| other | 4 to 8 | 1,234 | 1.00 | 1.25 | 4.6% | 300 | 0.860 | 0.850 to 0.870 | +0.040 |",
     ]
+
+
+def test_device_reaches_both_sides_of_a_comparison(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, ...]] = []
+
+    def run(peer: Peer, command: str, result: Path, results: Path, *words: str) -> None:
+        result.write_text(json.dumps({"predicted": "x"}))
+        said.append(words)
+
+    monkeypatch.setattr(training_runs, "volseg", lambda folder, *words: said.append(words))
+    monkeypatch.setattr(training_runs, "score", lambda *arguments: None)
+    monkeypatch.setattr(train_against_nnunet, "score", lambda *arguments: None)
+    monkeypatch.setattr(train_against_nnunet, "cut_plans", lambda *arguments: {})
+    monkeypatch.setattr(Peer, "run", run)
+    monkeypatch.setattr(Peer, "prepare", lambda peer, plan: {"plans": {}})
+    train(Recipe(), balls, tmp_path / "volseg", 1, device="cuda:1")
+    Peer(Path("python"), tmp_path, balls, None, "cuda:1").train(
+        FITTED, make_plan(), tmp_path / "nnunet", 1, 0
+    )
+    assert [words[words.index("--device") + 1] for words in said] == ["cuda:1"] * 3
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
+
+
+def parse_steps(device: str, *words: str) -> argparse.Namespace:
+    small = ("--patch", "16", "16", "16", "--width", "4", "--steps", "2", "--matrix", "64")
+    return step_speed.parse_arguments(["--device", device, *small, *words])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_speed_of_steps_is_measured_on_any_device(device: str) -> None:
+    speed = step_speed.measure(parse_steps(device, "--precision", "bfloat16"))
+    assert min(speed.steps_per_second, speed.rate, speed.matrix_rate) > 0
+    assert speed.rate < math.inf
+
+
+def test_operations_of_a_step_grow_with_the_batch() -> None:
+    arguments = parse_steps("cpu")
+    work = [
+        step_speed.count_operations(
+            arguments, (torch.randn(n, 1, 8, 8, 16), torch.zeros(n, 8, 8, 16, dtype=torch.int64))
+        )
+        for n in (1, 3)
+    ]
+    assert work[1] == 3 * work[0] > 0
+
+
+def test_table_of_steps_has_ratios_rates_and_shares() -> None:
+    rounds = [
+        {"float32": Speed(2.0, 1e12, 4e12), "nnU-Net": Speed(1.0)},
+        {"float32": Speed(4.0, 2e12, 5e12), "nnU-Net": Speed(1.0)},
+        {"float32": Speed(5.0, 2.5e12, 5e12), "nnU-Net": Speed(1.5)},
+    ]
+    # Half a Tflop a step; ratios by round are 0.5, 0.25 and 0.3, shares 25, 40 and 50 %.
+    assert step_speed.format_rows(rounds).splitlines()[2:] == [
+        "| float32 | 4 | 1.00 | 2 | 5 | 40% |",
+        "| nnU-Net | 1 | 0.30 | 0.5 | | |",
+    ]
+
+
+def test_nnunet_steps_on_the_network_that_volseg_steps_on() -> None:
+    plans = step_speed.make_plans((16, 8), batch=3, width=4)
+    configuration = plans["configurations"]["3d_fullres"]
+    given = configuration["architecture"]["arch_kwargs"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([16, 8], 3)
+    assert given["features_per_stage"] == [4, 8, 16, 32]
+    assert given["strides"] == [[1, 1], [2, 2], [2, 2], [2, 2]]
 
 
 @pytest.mark.slow
