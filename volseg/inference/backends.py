@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
 
-TOLERANCE = 1e-3
-"""Largest difference to torch, as a share of the logits' spread. Rounding makes up 1e-5 of it."""
+TOLERANCE = 5e-3
+"""Largest difference to torch, as a share of the logits' spread. Rounding makes up 1e-5 of it, and
+convolutions by transformed tiles (Winograd) of random weights 2e-3."""
 SAME_LABELS = 0.995
 """Share of the voxels of noise whose class 16 bits must not change. Trained networks keep more than
 0.999 there, and 0.9999 on images; a network whose scores are close together everywhere does not."""

@@ -112,6 +112,8 @@ def train(
         check_patience(config.training.patience, config.training.epochs or ROUNDS_BY_TIME)
     keep_freed_memory()
     with join(choose_device(device)) as own:
+        # All patches have one size, for which the fastest convolutions are worth a search.
+        torch.backends.cudnn.benchmark = own.type == "cuda"
         if resume and is_first():
             for kept in find_configs(Path(output), fold):
                 check_settings(kept.parent, extends)
