@@ -35,7 +35,7 @@ def predict(path: Path, number: int, output: Path, memory_gb: float) -> float:
 
     plan = make_plan(SPACING_MM, WINDOW, (8, 16), CT)
     facts = ModelFacts(plan=plan, classes=name_classes(number))
-    model = Model((Slopes(number),), facts, torch.device("cpu"), digest="none")
+    model = Model((Slopes(number),), facts, torch.device("cpu"), digest=f"{number} slopes")
     predictor = Predictor(model, Options(memory_gb=memory_gb, precision="float32"))
     start = time.perf_counter()
     predictor(path).save(output / "ct.nii.gz")

@@ -142,6 +142,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         use_mirroring=False, device=torch.device(arguments.device), allow_tqdm=False
     )
     predictor.initialize_from_trained_model_folder(str(arguments.model), (0,))
+    predictor.network.to(predictor.device)
     inputs, outputs = str(arguments.images), str(arguments.output)
     start = time.perf_counter()
     if arguments.processes:

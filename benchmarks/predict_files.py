@@ -289,6 +289,8 @@ def predict_monai(model: Path, images: Path, output: Path, device: str) -> float
         device=f"$torch.device({device!r})",
     )
     workflow.initialize()
+    # Resolved at its first use otherwise, network and weights with it.
+    workflow.parser.get_parsed_content("evaluator")
     start = time.perf_counter()
     workflow.run()
     return time.perf_counter() - start

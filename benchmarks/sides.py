@@ -1,16 +1,17 @@
 """A side of a benchmark: a process of its own, whose memory is watched and has a limit.
 
 The peak is the larger of two figures: memory of the process and its children, shared pages divided
-among them, by samples; and the most that the process alone has had, by the system's own account.
-(``ru_maxrss`` of a child begins with the peak of the process that started it.)
+among them, by samples; and the most that any of them has had, by the system's own account, looked
+at so often that little can happen behind the last look. (``ru_maxrss`` of a child begins with the
+peak of the process that started it.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import time
@@ -18,8 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SAMPLE_S = 0.5
-"""Between two looks at memory, each of which holds the process up for some milliseconds."""
+LOOK_S, SAMPLE_S = 0.02, 0.5
+"""Between two looks at the system's account, and between two samples, each of which holds the
+process up for some milliseconds."""
+LONGEST_S = 2 * 3600
+"""A pool whose worker was ended for want of memory may wait for ever."""
 NO_MEMORY = ("MemoryError", "allocate memory", "Unable to allocate", "bad_alloc", "out of memory")
 
 
@@ -44,7 +48,7 @@ def run_measured(
         command: that runs it.
         result: JSON file that it writes.
         log: file to which its output is added.
-        limit_gb: memory of its own that each of its processes can get, and all of them together.
+        limit_gb: most memory of all its processes.
 
     Raises:
         OutOfMemory: it wanted more, or the system ended it because memory was short.
@@ -54,36 +58,40 @@ def run_measured(
         begin = file.tell()
         process = subprocess.Popen(list(command), stdout=file, stderr=file, start_new_session=True)
         try:
-            _limit(process.pid, limit_gb)
+            # Where memory is short the system ends it first.
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
             peak = _watch(process, 1e3 * limit_gb)
         finally:
-            if process.poll() is None:
+            # Its children too, which may outlive it.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    if not process.returncode:
+            process.wait()
+    if not process.returncode and peak <= 1e3 * limit_gb:
         return Measured(json.loads(result.read_text())["seconds"], peak)
     said = log.read_bytes()[begin:].decode(errors="replace")
-    if process.returncode == -signal.SIGKILL or any(words in said for words in NO_MEMORY):
+    is_ended = peak > 1e3 * limit_gb or process.returncode == -signal.SIGKILL
+    if is_ended or any(words in said for words in NO_MEMORY):
         limit = f" of {limit_gb:.3g} GB" if math.isfinite(limit_gb) else ""
         raise OutOfMemory("out of memory" + limit)
     raise SystemExit(f"`{' '.join(command)}` ended with {process.returncode}; see {log}.")
 
 
-def _limit(pid: int, limit_gb: float) -> None:
-    """Refuse a process more memory, and let the system end it first where memory is short."""
-    if math.isfinite(limit_gb):
-        most = int(1e9 * limit_gb)
-        resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
-    Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
-
-
 def _watch(process: subprocess.Popen[bytes], limit_mb: float) -> float:
-    """Wait for a process, and return its peak in MB; also one above the limit, while it runs."""
-    peak = 0.0
+    """Wait for a process, and return its peak in MB; also one above the limit, while it runs.
+
+    Raises:
+        SystemExit: it takes too long.
+    """
+    peak, begin, sampled, family = 0.0, time.monotonic(), -math.inf, [process.pid]
     while process.poll() is None and peak <= limit_mb:
-        together = sum(read_pss_mb(pid) for pid in list_family(process.pid))
-        peak = max(peak, together, read_peak_mb(process.pid))
-        time.sleep(SAMPLE_S)
+        now = time.monotonic()
+        if now - begin > LONGEST_S:
+            raise SystemExit(f"did not end within {LONGEST_S // 60} minutes")
+        if now - sampled > SAMPLE_S:
+            family, sampled = list_family(process.pid), now
+            peak = max(peak, sum(map(read_pss_mb, family)))
+        peak = max(peak, *map(read_peak_mb, family))
+        time.sleep(LOOK_S)
     return peak
 
 

@@ -77,13 +77,14 @@ def make_volume(path: Path, shape: Sequence[int] = SHAPE) -> None:
     nib.save(nib.Nifti1Image(volume, np.diag([*SPACING_MM, 1.0])), path)
 
 
-def predict_volseg(path: Path, number: int, output: Path) -> float:
-    from volseg.inference import Predictor
+def predict_volseg(path: Path, number: int, output: Path, memory_gb: float) -> float:
+    from volseg.inference import Options, Predictor
     from volseg.inference.model import Model, ModelFacts
 
     plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
     facts = ModelFacts(plan=plan, classes=name_classes(number))
-    predictor = Predictor(Model((Slopes(number),), facts, torch.device("cpu"), digest="none"))
+    model = Model((Slopes(number),), facts, torch.device("cpu"), digest=f"{number} slopes")
+    predictor = Predictor(model, Options(memory_gb=memory_gb))
     start = time.perf_counter()
     predictor(path).save(output / "ct.nii.gz")
     return time.perf_counter() - start
@@ -143,6 +144,8 @@ def list_command(
 ) -> list[str]:
     words = ["--side", side, "--image", str(path), "--result", str(result)]
     words += ["--threads", str(torch.get_num_threads()), "--classes", str(number)]
+    if side == "volseg":
+        words += ["--memory", str(arguments.memory)]
     if side == "nnU-Net":
         script = Path(__file__).with_name("nnunet_export.py")
         return [str(arguments.peer_python), str(script), str(output), *words[2:]]
@@ -226,8 +229,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         torch.set_num_threads(arguments.threads)
-        predict = predict_volseg if arguments.side == "volseg" else predict_monai
-        seconds = predict(Path(arguments.image), arguments.classes[0], arguments.output)
+        case = Path(arguments.image), arguments.classes[0], arguments.output
+        is_ours = arguments.side == "volseg"
+        seconds = predict_volseg(*case, arguments.memory) if is_ours else predict_monai(*case)
         write_json(Path(arguments.result), {"seconds": seconds})
         return
     print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -343,7 +344,7 @@ def test_memory_of_a_side_is_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (fill(900, Path("r")), "^out of memory of 0.5 GB$"),
+        (fill(900, Path("r"), "time.sleep(60)"), "^out of memory of 0.5 GB$"),
         # Two processes that together take more than either may.
         (
             fill(
@@ -365,6 +366,32 @@ def test_side_that_takes_too_much_is_stopped(
         run_measured(command, tmp_path / "r.json", tmp_path / "log", limit_gb=0.5)
 
 
+def test_nothing_of_a_side_outlives_it(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); "
+        "open('child', 'w').write(str(child.pid)); sys.exit(3)"
+    )
+    command = ["env", "-C", str(tmp_path), sys.executable, "-c", code]
+    with pytest.raises(SystemExit, match="ended with 3"):
+        run_measured(command, tmp_path / "r", tmp_path / "log")
+    status = Path("/proc", (tmp_path / "child").read_text(), "status")
+
+    def is_alive() -> bool:
+        # Ended, it may still wait for somebody to ask how.
+        return status.exists() and "(zombie)" not in status.read_text()
+
+    end = time.monotonic() + 20
+    while is_alive() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_alive()
+
+
+def test_memory_that_is_taken_at_the_very_end_counts(tmp_path: Path) -> None:
+    late = "taken += bytearray(300_000_000); time.sleep(0.1)"
+    command = fill(1, tmp_path / "r.json", late)
+    assert run_measured(command, tmp_path / "r.json", tmp_path / "log").peak_mb > 300
+
+
 def test_side_that_fails_otherwise_is_no_question_of_memory(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("MemoryError: of another side\n")
@@ -381,7 +408,9 @@ def test_sides_without_memory_are_rows_and_the_others_go_on(
 
     def list_command(side: str, *others: object) -> list[str]:
         begun.append(side)
-        return fill({"volseg": 100, "nnU-Net": 900}[side], tmp_path / "result.json")
+        return fill(
+            {"volseg": 100, "nnU-Net": 900}[side], tmp_path / "result.json", "time.sleep(1)"
+        )
 
     monkeypatch.setattr(without_network, "list_command", list_command)
     arguments = Namespace(output=tmp_path, rounds=2, sides=without_network.SIDES, memory=0.5)

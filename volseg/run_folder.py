@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,14 +115,13 @@ def keep_splits(run: RunFolder, dataset: Dataset, splits: list[Split]) -> list[S
     Raises:
         DataError: what another process or the user has written meanwhile cannot be used.
     """
-    try:
-        write_splits(run.splits, splits)
-    except FileExistsError:
-        kept = read_splits(run.splits, dataset.cases)
-        if kept != splits:
-            logger.info("splits: using %s, which was written meanwhile", run.splits)
-        return kept
-    return splits
+    with suppress(FileExistsError):
+        if not run.splits.exists():
+            write_splits(run.splits, splits)
+    kept = read_splits(run.splits, dataset.cases)
+    if kept != splits:
+        logger.info("splits: using %s, which was written meanwhile", run.splits)
+    return kept
 
 
 def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config:

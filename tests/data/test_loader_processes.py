@@ -92,7 +92,7 @@ def load(patches: type[PatchDataset], cases: list[CachedCase], workers: int) -> 
     return make_loader(dataset, 0, workers, torch.device("cpu"))
 
 
-DEATH = r"^a loader process ended \((?!a loader).*\); .* --set training\.workers=0"
+DEATH = r"^a loader process ended \((?!a loader).+\); .* --set training\.workers=0"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

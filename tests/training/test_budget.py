@@ -46,7 +46,7 @@ def test_short_training_is_measured_in_a_twentieth_of_its_time() -> None:
 
 def test_slow_first_step_is_no_measure_of_speed() -> None:
     budget = Budget(1000, minutes=5)
-    budget.leave_out_step()
+    budget.leave_out_step(100)
     assert not budget.correct(1, elapsed_s=100)
     # Five steps took 5 s, and 195 s are left.
     assert train(budget, repeat(1, 20), step=1, elapsed_s=100) == 6
@@ -54,9 +54,24 @@ def test_slow_first_step_is_no_measure_of_speed() -> None:
     assert budget.progress(6) == pytest.approx(6 / 201)
 
 
+def test_slow_first_step_brings_no_correction_forward() -> None:
+    budget = Budget(1000, minutes=5)
+    # Compiling took a third of the minutes; of the 200 s behind it, 10 are a twentieth.
+    budget.leave_out_step(100)
+    step, elapsed_s, due = 1, 100.0, []
+    while step < budget.end:
+        step, elapsed_s = step + 1, elapsed_s + 1
+        budget.add_step(1)
+        if budget.correct(step, elapsed_s):
+            due.append(elapsed_s)
+    # A quarter of 200 s at last.
+    assert due == [105, 110, 120, 150]
+    assert elapsed_s == 300
+
+
 def test_step_that_a_busy_machine_held_up_is_no_measure_of_speed() -> None:
     budget = Budget(1000, minutes=3.5)
-    budget.leave_out_step()
+    budget.leave_out_step(1)
     assert not budget.correct(1, elapsed_s=1)
     # The second step takes 12 s of 210, and four others a second: 193 s are left.
     assert train(budget, [12, 1, 1, 1, 1, 1], step=1, elapsed_s=1) == 6
@@ -78,7 +93,7 @@ def test_few_slow_steps_are_a_guess_that_others_replace() -> None:
 
 def test_training_of_few_slow_steps_ends_with_its_time() -> None:
     budget = Budget(1000, minutes=1)
-    budget.leave_out_step()
+    budget.leave_out_step(20)
     budget.correct(1, elapsed_s=20)
     assert budget.end > 6
     # 20 s are left for one more step, and none behind that.
@@ -91,17 +106,17 @@ def test_training_of_few_slow_steps_ends_with_its_time() -> None:
 
 def test_first_steps_alone_end_with_their_time_too() -> None:
     budget = Budget(1000, minutes=1)
-    budget.leave_out_step()
+    budget.leave_out_step(70)
     assert not budget.correct(1, elapsed_s=70)
     assert budget.end == 1
 
 
 def test_first_step_of_a_resumed_process_is_left_out_too() -> None:
     budget = Budget(1000, minutes=5)
-    budget.leave_out_step()
+    budget.leave_out_step(20)
     budget.correct(1, elapsed_s=20)
     train(budget, repeat(1, 3), step=1, elapsed_s=20)
-    budget.leave_out_step()
+    budget.leave_out_step(30)
     budget.correct(5, elapsed_s=53)
     # Steps 2 to 4 and 6 to 12 took a second each, and 240 are left.
     assert train(budget, repeat(1, 20), step=5, elapsed_s=53) == 12
@@ -111,7 +126,7 @@ def test_first_step_of_a_resumed_process_is_left_out_too() -> None:
 def test_prediction_that_was_far_too_low_neither_ends_the_training_nor_uses_it_up() -> None:
     for predicted in (1, 4, 50):
         budget = Budget(predicted, minutes=10)
-        budget.leave_out_step()
+        budget.leave_out_step(1)
         budget.correct(1, elapsed_s=1)
         step = train(budget, repeat(0.1, 20), step=1, elapsed_s=1)
         assert step == 6
@@ -123,7 +138,7 @@ def test_training_of_any_number_of_first_steps_goes_on_until_it_is_measured() ->
     budget = Budget(1, minutes=10)
     # Killed after every step.
     for step in range(1, 10):
-        budget.leave_out_step()
+        budget.leave_out_step(1)
         budget.correct(step, elapsed_s=step)
         assert budget.end > step
 

@@ -134,6 +134,22 @@ def test_killed_extension_goes_on_as_an_undisturbed_one(
     assert [row["step"] for row in rows_of(run)] == [4, 8, 12, 16]
 
 
+def test_extension_that_was_killed_before_its_first_checkpoint_is_no_edit(
+    balls: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(self: Checkpoints) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save_last", kill)
+    with pytest.raises(KeyboardInterrupt):
+        volseg.train(balls, run, epochs=3, resume=True, device="cpu")
+    monkeypatch.undo()
+    volseg.train(balls, run, resume=True, device="cpu")
+    assert state_of(run)["counters"]["step"] == 8
+    volseg.train(balls, run, epochs=3, resume=True, device="cpu")
+    assert state_of(run)["counters"]["step"] == 20
+
+
 def test_resume_without_a_length_leaves_a_finished_training(
     balls: Path, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

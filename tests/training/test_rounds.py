@@ -145,6 +145,50 @@ def test_patience_lowers_the_rate_before_the_end(tmp_path: Path, clock: Clock) -
     assert rows[-1]["val_dice"] == 0.3
 
 
+def test_settling_validates_at_its_end_alone(tmp_path: Path, clock: Clock) -> None:
+    trainer, learner, _ = make_training(tmp_path, clock, Budget(100), lambda: 0.5, patience=2)
+    run(trainer)
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").open()]
+    # The first is the best one, the third is the second that is no better; a fifth of 30 is 6.
+    validated = [row["step"] for row in rows if "val_dice" in row]
+    assert validated == [10, 20, 30, 36]
+    assert learner.counters.validations_since_best == 3
+
+
+def test_corrected_length_is_written_however_dear(tmp_path: Path, clock: Clock) -> None:
+    budget = Budget(100, minutes=100 / 60)
+    trainer, learner, checkpoints = make_training(
+        tmp_path, clock, budget, lambda: 0.5, num_rounds=25, save_s=0.9
+    )
+    finals: list[int] = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: finals.append(learner.counters.step) if budget.is_final else None,
+    )
+    run(trainer)
+    first = next(state for state in checkpoints.saved if state["budget"]["_corrections"] == 4)
+    assert first["step"] == finals[0]
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_wish_to_stop_is_never_lost(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    trainer, learner, _ = make_training(tmp_path, clock, Budget(5), lambda: 0.5, num_rounds=1)
+    add_up = engine.add_up
+
+    def interrupted(values: torch.Tensor) -> torch.Tensor:
+        # While the others are waited for, in the third step or in the last one.
+        total = add_up(values)
+        learner.wants_stop |= learner.counters.step >= (4 if is_late else 2)
+        return total
+
+    monkeypatch.setattr(engine, "add_up", interrupted)
+    run(trainer)
+    assert learner.counters.step == (5 if is_late else 4)
+    assert learner.agree_to_stop()
+
+
 def test_extension_has_a_patience_of_its_own(tmp_path: Path, clock: Clock) -> None:
     dice = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.86])
     trainer, learner, _ = make_training(

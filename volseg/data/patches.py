@@ -217,7 +217,7 @@ class Batches:
             # error wherever the main thread is then.
             with suppress(RuntimeError):
                 time.sleep(1)
-            raise _describe_death(str(error)) from error
+            raise _describe_death(str(error) or type(error).__name__) from error
         except RuntimeError as error:
             refuse_dead_worker(error)
             raise

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from volseg.errors import MachineError
 from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
-from volseg.inference.remembered import keep, make_key, recall, remember
+from volseg.inference.remembered import describe_network, keep, make_key, recall, remember
 from volseg.networks import SegmentationNetwork
 
 logger = logging.getLogger(__name__)
@@ -282,7 +282,8 @@ def _time(network: Network, windows: Tensor, precision: torch.dtype) -> float:
 
 def _make_key(network: nn.Module, shape: WindowShape, place: Place, *facts: object) -> str:
     """What a measurement of a network depends on."""
-    return make_key(place.device, repr(network), shape, str(place.precision), *facts)
+    described = describe_network(network)
+    return make_key(place.device, described, shape, str(place.precision), *facts)
 
 
 def _find_version(name: BackendName) -> str:

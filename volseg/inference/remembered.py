@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import platform
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from volseg._version import __version__
 from volseg.atomic import write_json
 from volseg.errors import MachineError
 
 logger = logging.getLogger(__name__)
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def make_key(device: torch.device, *facts: object) -> str:
@@ -28,9 +33,30 @@ def make_key(device: torch.device, *facts: object) -> str:
     """
     is_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_gpu else f"{device} {_name_cpu()}"
-    machine = (platform.node(), name, torch.get_num_threads())
+    driver = (torch.version.cuda, torch.backends.cudnn.version()) if is_gpu else ()  # type: ignore[no-untyped-call]
+    machine = (platform.node(), name, driver, torch.get_num_threads())
     every = (machine, __version__, torch.__version__, *facts)
     return hashlib.sha256(repr(every).encode()).hexdigest()
+
+
+def describe_network(network: nn.Module) -> str:
+    """What tells a network from others, but for its weights: all that its modules are made of.
+
+    What computes an own network may be changed under the same name, so that its code counts too.
+    """
+    own = {type(module) for module in network.modules()}
+    own = {kind for kind in own if kind.__module__.partition(".")[0] not in ("torch", "volseg")}
+    try:
+        codes = sorted(inspect.getsource(kind) for kind in own)
+    except (OSError, TypeError):
+        # Nobody knows, so that nothing is found again.
+        codes = [uuid.uuid4().hex]
+    options = [
+        {key: value for key, value in vars(module).items() if isinstance(value, _PLAIN)}
+        for module in network.modules()
+    ]
+    sizes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+    return repr((network, options, sizes, codes))
 
 
 def remember(key: str, measure: Callable[[], float]) -> float:

@@ -80,6 +80,8 @@ def write_plan(
     if check is not None:
         check(planned.plan)
     plan = planned.plan
+    # Before the plan, behind which nobody would write it any more.
+    fingerprint.write_json(run.fingerprint)
     try:
         plan.write_yaml(run.plan, planned.reasons, replaces=False)
     except FileExistsError:

@@ -73,6 +73,7 @@ class Budget:
         self._begin_step, self._begin_s = step, elapsed_s
         self._anchor_step, self._anchor_progress = step, 0.0
         self._corrections = 0
+        self._left_out_s = 0.0
         self._validations, self._validations_s = 0, 0.0
         self._forget_steps()
 
@@ -95,11 +96,13 @@ class Budget:
             self._steps_s += seconds
             self._slowest_s = max(self._slowest_s, seconds)
 
-    def leave_out_step(self) -> None:
+    def leave_out_step(self, seconds: float) -> None:
         """Count a step that took as long as others do not: the first one of a process."""
         if self.is_guess:
             # Behind it there must be those that are a measure.
             self.end += 1
+        if not self.is_final:
+            self._left_out_s += seconds
 
     def add_validation(self, seconds: float) -> None:
         """Count a validation, whose time is left for those to come."""
@@ -140,7 +143,7 @@ class Budget:
         self._corrections = 1 + self._count_passed(step, elapsed_s)
         self._forget_steps()
         if self.is_final:
-            self._validations, self._validations_s = 0, 0.0
+            self._left_out_s, self._validations, self._validations_s = 0.0, 0, 0.0
         return True
 
     def settle(self, step: int) -> None:
@@ -178,7 +181,9 @@ class Budget:
 
     def _count_passed(self, step: int, elapsed_s: float) -> int:
         # Steps that have become slower are noticed by the clock, faster ones by their number.
-        done = max(self.progress(step), self._spent_share(elapsed_s))
+        asked_s = max(1e-3, self._asked_s - self._left_out_s)
+        spent_s = elapsed_s - self._begin_s - self._left_out_s
+        done = max(self.progress(step), spent_s / asked_s)
         return sum(done >= at for at in CORRECTIONS)
 
     def _count_left(self, elapsed_s: float) -> int:

@@ -19,7 +19,7 @@ from volseg.errors import ConfigError
 from volseg.inference.model import check_same_plan
 from volseg.networks.weights import load_weights, save_weights
 from volseg.planning import Plan
-from volseg.run_folder import BEST, LAST
+from volseg.run_folder import BEST, LAST, name_config_before
 
 _LENGTH = ("training.minutes", "training.epochs", "training.steps_per_epoch")
 _SECTIONS = ("data.", "plan.", "network.")
@@ -181,7 +181,10 @@ def check_settings(folder: Path, extends: bool) -> None:
     path = folder / "config.yaml"
     now = list_settings(Config.read_yaml(path))
     # Checkpoints of older versions keep none.
-    begun = load_weights(folder / LAST).get("settings", {})
+    state = load_weights(folder / LAST)
+    begun = state.get("settings", {})
+    # An extension that was killed before its first checkpoint has left its length there.
+    extends |= (folder / name_config_before(state["counters"]["extensions"] + 1)).exists()
     edited = [key for key, value in begun.items() if now.get(key, value) != value]
     edited = [key for key in edited if not (extends and key in _LENGTH)]
     if edited:

@@ -67,6 +67,9 @@ class Learner:
     forward: Callable[[Tensor], Any] = field(init=False)
     """The network, perhaps compiled, perhaps one of several processes."""
     wants_stop: bool = False
+    """Whether this process was asked to stop."""
+    is_stopping: bool = False
+    """Whether any of them was, as all know since the end of the last step."""
     counters: Counters = field(default_factory=Counters)
     _looked_s: float = field(default_factory=time.monotonic)
 
@@ -92,11 +95,17 @@ class Learner:
         """As `look_at_clock`; and count a step, its mean loss, and any process's wish to stop."""
         number = count_processes()
         seconds, mean_loss, stops = self._count_time(loss / number, float(self.wants_stop))
-        self.wants_stop = stops > 0
+        self.is_stopping = stops > 0
         self.counters.step += 1
         self.counters.round_steps += 1
         self.counters.round_loss += mean_loss
         return seconds
+
+    def agree_to_stop(self) -> bool:
+        """Whether any process was asked to stop, if only after the last step."""
+        stops = add_up(torch.tensor(float(self.wants_stop)))
+        self.is_stopping = bool(stops > 0)
+        return self.is_stopping
 
     def _count_time(self, *others: float) -> list[float]:
         """The first process's seconds since the last look, and sums over the processes."""
@@ -287,10 +296,10 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         seconds = learner.end_step(engine.state.output)
         if engine.state.iteration == 1:
             # What is compiled, tuned and started in it takes no time in any other.
-            budget.leave_out_step()
+            budget.leave_out_step(seconds)
         else:
             budget.add_step(seconds)
-        if learner.wants_stop:
+        if learner.is_stopping:
             engine.interrupt()
         # A rounding error below a millionth of a round must not delay it by a step.
         rounds = [
@@ -302,7 +311,7 @@ def attach_counting(trainer: Engine, learner: Learner, num_rounds: int) -> None:
         is_corrected = budget.correct(counters.step, counters.elapsed_s)
         if learner.is_complete or is_round:
             engine.fire_event(TrainingEvents.ROUND_COMPLETED)
-        elif is_corrected:
+        if is_corrected:
             engine.fire_event(TrainingEvents.LENGTH_CORRECTED)
         if learner.is_complete:
             engine.terminate()

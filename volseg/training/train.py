@@ -235,10 +235,11 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     ):
         attach_bar(trainer, learner, history, update)
         run_to_end(trainer, loader)
+        is_stopped = learner.agree_to_stop()
     step, minutes = learner.counters.step, learner.counters.elapsed_s / 60
     logger.info("fold %d: %d steps in %.1f minutes (%s) -> %s", fold, step, minutes, pace, folder)
     # Stopped in its last step, it is complete, and the folds behind it are not wanted.
-    return learner.is_complete and not learner.wants_stop
+    return learner.is_complete and not is_stopped
 
 
 def _open_checkpoints(
