@@ -21,6 +21,7 @@ from volseg.data.augmentation import Augmentation, Cut
 from volseg.data.cache import build_cache
 from volseg.data.cases import Classes
 from volseg.data.layouts import find_dataset
+from volseg.data.reading import read_channels
 from volseg.errors import ConfigError, DataError
 from volseg.planning import Machine, compute_fingerprint, describe_cpu, make_plan
 
@@ -46,6 +47,26 @@ def test_nnunet_case_may_lack_an_optional_channel(
         names = names_of(folder, "case_01", ("MR1",))
     assert names == ["case_01_0000.nii.gz", None, "case_01_0002.nii.gz"]
     assert "channel MR1: 1 of 4 cases have none" in caplog.text
+
+
+def test_channels_of_all_files_follow_each_other(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
+    pair = rng.normal(size=(4, 5, 6, 2)).astype(np.float32)
+    paths = [
+        write_nifti(tmp_path / "whole.nii.gz", whole),
+        None,
+        write_nifti(tmp_path / "pair.nii.gz", pair),
+    ]
+    image = read_channels(paths, ("A", "B", "C", "D"))
+    assert image.array.dtype == np.float32
+    expected = [whole, np.zeros_like(whole), pair[..., 0], pair[..., 1]]
+    np.testing.assert_array_equal(image.array, np.stack(expected))
+    assert image.absent == (1,)
+    alone = read_channels(paths[2:], ("A", "B"))
+    np.testing.assert_array_equal(alone.array, np.moveaxis(pair, -1, 0))
+    with pytest.raises(DataError, match="4 channels; expected 3"):
+        read_channels(paths, ("A", "B", "C"))
 
 
 def test_a_case_without_any_image_is_an_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from volseg.data.preprocessing import Placement
 from volseg.errors import MachineError
 from volseg.geometry import Geometry
 from volseg.inference import native_grid
-from volseg.inference.native_grid import NativeGrid
+from volseg.inference.native_grid import Line, NativeGrid
 
 
 def name_classes(number: int) -> Classes:
@@ -143,9 +143,9 @@ def test_outside_a_region_is_background() -> None:
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
-    scores = torch.zeros(2, 4, 4, 4)
+    scores, (line, _) = torch.zeros(2, 4, 4, 4), Line.between(4, 4).within(0, 4)
     for place, value in (((0, 1, 1, 1), torch.nan), ((1, 3, 3, 3), torch.inf)):
         bad = scores.clone()
         bad[place] = value
         with pytest.raises(MachineError, match="scores that are not finite"):
-            native_grid._decide(bad, [None, None, None])
+            native_grid._decide(bad, [line, line.cut(slice(0, 4)), line])

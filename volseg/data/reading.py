@@ -39,20 +39,30 @@ def read_channels(paths: Sequence[Path | None], channels: Sequence[str]) -> Imag
                 f"{path}: {_describe_mismatch(image, first)} to {first.path}; expected the "
                 "channels of one case on one grid. Resample one onto the other."
             )
-    nothing = np.zeros((1, *first.geometry.shape), np.float32)
-    parts = [
-        nothing if path is None else images[path].array.astype(np.float32, copy=False)
-        for path in paths
-    ]
-    array = np.concatenate(parts)
-    if len(array) != len(channels):
+    parts = [None if path is None else images[path].array for path in paths]
+    numbers = [1 if part is None else len(part) for part in parts]
+    if sum(numbers) != len(channels):
         raise DataError(
-            f"{first.path}: {len(array)} channels; expected {len(channels)} "
+            f"{first.path}: {sum(numbers)} channels; expected {len(channels)} "
             f"({', '.join(channels)}). Give one file per channel, or one file with all of them."
         )
-    places = itertools.accumulate((len(part) for part in parts), initial=0)
+    places = list(itertools.accumulate(numbers, initial=0))
     absent = tuple(place for place, path in zip(places, paths, strict=False) if path is None)
-    return Image(array, first.geometry, first.path, absent)
+    return Image(_join(parts, places, first.geometry.shape), first.geometry, first.path, absent)
+
+
+def _join(
+    parts: Sequence[NDArray[Any] | None], places: Sequence[int], shape: Sequence[int]
+) -> NDArray[np.float32]:
+    """Channels ``(C, *S)`` float32 at their places; each voxel is copied once at most."""
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0].astype(np.float32, copy=False)
+    # As files have it: the first axis of space is the fastest, and channels follow each other.
+    array = np.moveaxis(np.zeros((*shape, places[-1]), np.float32, order="F"), -1, 0)
+    for part, start in zip(parts, places, strict=False):
+        if part is not None:
+            array[start : start + len(part)] = part
+    return array
 
 
 def read_case(

@@ -28,7 +28,8 @@ from volseg.inference.uncertainty import UncertaintyName, entropy
 _CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**28}
 """Of one class on the source's grid: what stays in a CPU's cache, or is enough work for a GPU."""
 _BLOCK = 8
-"""Voxels of the network's grid along the edge of a block in which a class is ruled out or not."""
+"""Voxels of the network's grid along the edge of a block in which a class is ruled out or not; but
+along the axis of the parts as many as are decided on at a time."""
 
 
 class NativeGrid:
@@ -153,18 +154,14 @@ class Filling:
 
     def _fill(self, scores: Tensor, first: int, rows: slice) -> None:
         """Decide on some rows of the source, all of them between those of `scores`."""
-        along = self.lines[self.axis]
-        start, stop = int(along.low[rows.start]), int(along.high[rows.stop - 1]) + 1
-        scores = scores.narrow(self.axis + 1, start - first, stop - start)
-        across = [None if axis == self.axis else line for axis, line in enumerate(self.lines)]
-        place = tuple(rows if line is None else slice(None) for line in across)
+        lines, start = list(self.lines), int(self.lines[self.axis].low[rows.start])
+        lines[self.axis] = along = lines[self.axis].cut(rows)
+        scores = scores.narrow(self.axis + 1, start - first, along.sources)
+        place = tuple(rows if axis == self.axis else slice(None) for axis in range(len(lines)))
         for target, values in self._list_maps(scores):
-            values = along.apply(values, self.axis, rows, start)
-            everywhere = _everywhere(values.shape, across)
-            target[place] = _interpolate(values, across, everywhere).cpu().numpy()
+            target[place] = _interpolate(values, lines, _everywhere(lines)).cpu().numpy()
         scores = to_class_scores(scores[: self.classes.num_outputs], self.classes)
-        scores = along.apply(scores, self.axis + 1, rows, start)
-        self.labels[place] = self.classes.decode(_decide(scores, across).cpu().numpy())
+        self.labels[place] = self.classes.decode(_decide(scores, lines).cpu().numpy())
 
     def _list_maps(self, scores: Tensor) -> Iterator[tuple[NDArray[Any], Tensor]]:
         """Where maps besides the labels go, and their values ``(*S)`` on the network's grid."""
@@ -188,6 +185,7 @@ class Line:
         share: (N) float32, of the source above.
         is_identity: whether every result is its own source.
         edges: first result of each block of sources, and the number of results.
+        block: sources along the edge of a block in which a class is ruled out or not.
     """
 
     sources: int
@@ -196,6 +194,7 @@ class Line:
     share: Tensor
     is_identity: bool
     edges: tuple[int, ...] = ()
+    block: int = _BLOCK
 
     @classmethod
     def between(cls, sources: int, results: int) -> Line:
@@ -214,6 +213,20 @@ class Line:
         blocks = torch.arange(0, stop - start + _BLOCK, _BLOCK)
         edges = tuple(torch.searchsorted(low, blocks).tolist())
         return Line(stop - start, low, high, self.share[kept], self.is_identity, edges), kept
+
+    def cut(self, results: slice) -> Line:
+        """The same for some results and the sources that they lie between, as a single block."""
+        low, high = self.low[results], self.high[results]
+        start, number = int(low[0]), int(high[-1] - low[0]) + 1
+        return replace(
+            self,
+            sources=number,
+            low=low - start,
+            high=high - start,
+            share=self.share[results],
+            edges=(0, len(low)),
+            block=number,
+        )
 
     def to(self, device: torch.device) -> Line:
         """With its tensors on `device`."""
@@ -236,14 +249,14 @@ class _Part:
     results: tuple[slice, ...]
 
 
-def _decide(scores: Tensor, lines: Sequence[Line | None]) -> Tensor:
+def _decide(scores: Tensor, lines: Sequence[Line]) -> Tensor:
     """Class with the largest interpolated score per voxel, of scores ``(K, *S)``.
 
     A running maximum: on a CPU several times faster than argmax over a channel axis, and it never
     holds more than one class at full size. Ties go to the class that comes first. Each class is
     interpolated only in a part outside of which another one is larger whatever lies between.
     """
-    shape = [part.stop for part in _everywhere(scores.shape[1:], lines).results]
+    shape = [len(line.low) for line in lines]
     best = torch.full(shape, -math.inf, device=scores.device)
     dtype = torch.uint8 if len(scores) <= 256 else torch.int16
     winner = torch.zeros(shape, dtype=dtype, device=scores.device)
@@ -260,59 +273,55 @@ def _decide(scores: Tensor, lines: Sequence[Line | None]) -> Tensor:
     return winner
 
 
-def _find_candidates(scores: Tensor, lines: Sequence[Line | None]) -> Iterator[tuple[int, _Part]]:
+def _find_candidates(scores: Tensor, lines: Sequence[Line]) -> Iterator[tuple[int, _Part]]:
     """Classes that may win somewhere, and where.
 
     In a block a class is ruled out if its largest score there is below the smallest of another
     one: interpolation stays between them.
     """
     upper = lower = scores
-    for axis, line in enumerate(lines):
-        if line is None:
+    # The axis with the fewest blocks first: it leaves the least for the others.
+    for axis, line in sorted(enumerate(lines), key=lambda pair: len(pair[1].edges)):
+        if len(line.edges) == 2:
             upper, lower = upper.amax(axis + 1, keepdim=True), lower.amin(axis + 1, keepdim=True)
             continue
         # A block and the first voxels of the next one, since results lie between them.
-        places = torch.arange((len(line.edges) - 1) * _BLOCK + 1, device=scores.device)
+        places = torch.arange((len(line.edges) - 1) * line.block + 1, device=scores.device)
         places.clamp_(max=line.sources - 1)
         upper, lower = (
-            values.index_select(axis + 1, places).unfold(axis + 1, _BLOCK + 1, _BLOCK)
+            values.index_select(axis + 1, places).unfold(axis + 1, line.block + 1, line.block)
             for values in (upper, lower)
         )
         upper, lower = upper.amax(-1), lower.amin(-1)
     may_win = (upper >= lower.amax(0)).cpu().numpy()
     for index, blocks in enumerate(may_win):
         if blocks.any():
-            yield index, _enclose(blocks, scores.shape[1:], lines)
+            yield index, _enclose(blocks, lines)
 
 
-def _enclose(
-    blocks: NDArray[np.bool_], shape: Sequence[int], lines: Sequence[Line | None]
-) -> _Part:
-    """The smallest part that holds some blocks, of which an axis without line has one."""
+def _enclose(blocks: NDArray[np.bool_], lines: Sequence[Line]) -> _Part:
+    """The smallest part that holds some blocks."""
     sources, results = [], []
-    for axis, (size, line) in enumerate(zip(shape, lines, strict=True)):
-        if line is None:
-            sources.append(slice(0, size))
-            results.append(slice(0, size))
-            continue
+    for axis, line in enumerate(lines):
         others = tuple(other for other in range(blocks.ndim) if other != axis)
         filled = np.flatnonzero(blocks.any(axis=others))
         first, end = int(filled[0]), int(filled[-1]) + 1
-        sources.append(slice(first * _BLOCK, min(end * _BLOCK + 1, size)))
+        sources.append(slice(first * line.block, min(end * line.block + 1, line.sources)))
         results.append(slice(line.edges[first], line.edges[end]))
     return _Part(tuple(sources), tuple(results))
 
 
-def _everywhere(shape: Sequence[int], lines: Sequence[Line | None]) -> _Part:
-    pairs = zip(shape, lines, strict=True)
-    numbers = [size if line is None else len(line.low) for size, line in pairs]
-    return _Part(*(tuple(slice(0, n) for n in sizes) for sizes in (shape, numbers)))
+def _everywhere(lines: Sequence[Line]) -> _Part:
+    return _Part(
+        tuple(slice(0, line.sources) for line in lines),
+        tuple(slice(0, len(line.low)) for line in lines),
+    )
 
 
-def _interpolate(values: Tensor, lines: Sequence[Line | None], part: _Part) -> Tensor:
-    """Interpolate ``(*S)`` along the axes that have a line; the last one first: it costs most."""
+def _interpolate(values: Tensor, lines: Sequence[Line], part: _Part) -> Tensor:
+    """Interpolate a part of ``(*S)`` along all axes; the last one first: it costs most."""
     values = values[part.sources]
     for axis in reversed(range(values.dim())):
-        if (line := lines[axis]) is not None:
-            values = line.apply(values, axis, part.results[axis], part.sources[axis].start)
+        first = part.sources[axis].start
+        values = lines[axis].apply(values, axis, part.results[axis], first)
     return values
