@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from volseg.config import AugmentationConfig
 from volseg.data.augmentation import Augmentation
 from volseg.data.cases import Classes
+from volseg.planning import NetworkPlan, Normalisation, Plan
 
 # A turn by 20 degrees about z after one by 15 degrees about x.
 _COS_Z, _SIN_Z, _COS_X, _SIN_X = np.cos(0.35), np.sin(0.35), np.cos(0.26), np.sin(0.26)
@@ -155,3 +156,21 @@ def _describe(
             "test": [],
         }
     return {}
+
+
+def make_plan(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Plan:
+    """Of the channel that `make_dataset` makes: patches of 8 voxels, two to a batch."""
+    return Plan(
+        spatial_dims=3,
+        spacing_mm=spacing_mm,
+        patch=(8, 8, 8),
+        batch_size=2,
+        normalisation=(Normalisation(channel="MR0", scheme="zscore"),),
+        network=NetworkPlan(
+            name="unet",
+            channels=(4, 8),
+            strides=((1, 1, 1), (2, 2, 2)),
+            kernel_sizes=((3, 3, 3),) * 2,
+            deep_supervision=False,
+        ),
+    )

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from makers import STILL, keep, make_affine, make_dataset, write_nifti
+from makers import STILL, keep, make_affine, make_dataset, make_plan, write_nifti
 from torch.utils.data import DataLoader
 
 from volseg.config import AugmentationConfig, DataConfig
@@ -25,28 +25,11 @@ from volseg.data.mapping import OPEN_FILES, SMALL_BYTES, PlaceInFile
 from volseg.data.patches import Batches, PatchDataset, cut, make_loader
 from volseg.data.spatial import resample
 from volseg.errors import ConfigError, DataError, MachineError
-from volseg.planning import NetworkPlan, Normalisation, Plan, compute_fingerprint
+from volseg.planning import Normalisation, Plan, compute_fingerprint
 from volseg.planning.fingerprint import CaseFingerprint as FingerprintRow
 
 CPU = torch.device("cpu")
 CLASSES = Classes(names=("background", "a", "b"), values=(0, 1, 2))
-
-
-def make_plan(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Plan:
-    return Plan(
-        spatial_dims=3,
-        spacing_mm=spacing_mm,
-        patch=(8, 8, 8),
-        batch_size=2,
-        normalisation=(Normalisation(channel="MR0", scheme="zscore"),),
-        network=NetworkPlan(
-            name="unet",
-            channels=(4, 8),
-            strides=((1, 1, 1), (2, 2, 2)),
-            kernel_sizes=((3, 3, 3),) * 2,
-            deep_supervision=False,
-        ),
-    )
 
 
 @pytest.fixture

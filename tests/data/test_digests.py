@@ -15,13 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from makers import make_dataset
+from makers import make_dataset, make_plan
 
 from volseg.data import cache
 from volseg.data.digests import Digests
 from volseg.data.layouts import find_dataset
 from volseg.errors import DataError, MachineError
-from volseg.planning import NetworkPlan, Normalisation, Plan
 
 SECOND_NS = 10**9
 
@@ -248,20 +247,7 @@ def test_second_start_opens_no_file_of_the_dataset(
     tmp_path: Path, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = find_dataset(make_dataset(tmp_path / "d", "msd", num_cases=2))
-    plan = Plan(
-        spatial_dims=3,
-        spacing_mm=(1.0, 1.0, 1.0),
-        patch=(8, 8, 8),
-        batch_size=1,
-        normalisation=(Normalisation(channel="MR0", scheme="zscore"),),
-        network=NetworkPlan(
-            name="unet",
-            channels=(4, 8),
-            strides=((1, 1, 1), (2, 2, 2)),
-            kernel_sizes=((3, 3, 3),) * 2,
-            deep_supervision=False,
-        ),
-    )
+    plan = make_plan()
     later(60)
     opened = Opened(tmp_path / "d", monkeypatch)
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 import pytest
 import torch
 from conftest import TINY
-from makers import keep, make_dataset
+from makers import keep, make_dataset, make_plan
 
 import volseg
 from volseg.config import load_config
@@ -24,27 +24,13 @@ from volseg.data.cache import CachedCase, build_cache
 from volseg.data.layouts import find_dataset
 from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.errors import DataError, MachineError
-from volseg.planning import NetworkPlan, Normalisation, Plan
 
 if not hasattr(signal, "SIGALRM"):
     pytest.skip("needs the signals of POSIX", allow_module_level=True)
 
 LIMIT_S = 60
 """What hangs fails then."""
-PLAN = Plan(
-    spatial_dims=3,
-    spacing_mm=(1.0, 1.0, 1.0),
-    patch=(8, 8, 8),
-    batch_size=2,
-    normalisation=(Normalisation(channel="MR0", scheme="zscore"),),
-    network=NetworkPlan(
-        name="unet",
-        channels=(4, 8),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernel_sizes=((3, 3, 3),) * 2,
-        deep_supervision=False,
-    ),
-)
+PLAN = make_plan()
 
 
 @pytest.fixture(autouse=True)
