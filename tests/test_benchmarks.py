@@ -22,6 +22,7 @@ import training_runs
 import without_network
 from ablate_recipe import INTENSITY, RUNS, SPATIAL
 from conftest import TINY
+from displaced_labels import score_moves
 from makers import make_dataset, write_nifti
 from sides import Measured, OutOfMemory, run_measured
 from step_speed import Speed
@@ -441,3 +442,19 @@ def test_all_sides_are_told_the_device(tmp_path: Path) -> None:
         assert words[words.index("--device") + 1] == "cuda:1"
     arguments.device = "cpu"
     assert predict_files.list_sides(arguments) == list(predict_files.SIDES)
+
+
+def test_a_displaced_reference_fits_where_it_was_moved_from() -> None:
+    reference = np.zeros((6, 7, 8), np.uint8)
+    reference[2:4, 2:5, 3:6] = 1
+    moves = score_moves(np.roll(reference, (1, 0, -1), (0, 1, 2)), reference, (1,))
+    assert len(moves) == 27
+    # Of 18 voxels 1 x 3 x 2 lie where they are, and all after the move back.
+    assert moves[0, 0, 0] == pytest.approx(2 * 6 / 36)
+    assert moves[-1, 0, 1] == 1
+
+
+def test_what_leaves_an_image_comes_in_nowhere_else() -> None:
+    prediction, reference = np.zeros((2, 4), np.uint8), np.zeros((2, 4), np.uint8)
+    prediction[0, 0] = reference[0, -1] = 1
+    assert set(score_moves(prediction, reference, (1,)).values()) == {0}

@@ -52,19 +52,31 @@ def test_scores_are_those_of_monais_inferer_along_every_axis(shape, window) -> N
         )
 
 
-def test_no_more_than_a_windows_extent_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = []
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
+    """Shapes of the sums, filled as windows are added."""
+    shapes = set()
     plain = windows._Blend.add
 
     def add(self: windows._Blend, scores: Tensor, place: Sequence[int]) -> None:
         plain(self, scores, place)
-        held.append(tuple(self.sums.shape))
+        shapes.add(tuple(self.sums.shape))
 
     monkeypatch.setattr(windows._Blend, "add", add)
+    return shapes
+
+
+def test_no_more_than_a_windows_extent_is_held(held: set[tuple[int, ...]]) -> None:
     parts = list(stream_scores(network(1, 3, 3), draw(1, 8, 8, 100), (8, 8, 8), axis=2))
     assert [part.shape[-1] for part in parts] == [4] * 23 + [8]
     # Three classes, and the sum of the weights.
-    assert set(held) == {(4, 8, 8, 8)}
+    assert held == {(4, 8, 8, 8)}
+
+
+def test_no_sums_are_held_beside_a_region(held: set[tuple[int, ...]]) -> None:
+    region = Box((9, 0, 2), (6, 24, 3))
+    list(stream_scores(network(1, 3, 3), draw(1, 30, 24, 6), (8, 8, 8), axis=1, region=region))
+    assert held == {(4, 6, 8, 3)}
 
 
 def test_number_of_windows_at_once_changes_nothing() -> None:

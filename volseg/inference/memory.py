@@ -1,8 +1,8 @@
 """How much memory a prediction takes, and how it is made to take less.
 
 What grows with the number of classes is the sum of scores in flight: classes x one window's extent
-x the cross-section of the volume. Where that is too much, the volume is predicted in strips, whose
-windows at the borders are computed for both sides; the result is the same.
+x the cross-section of the volume. Where that is too much, the volume is predicted in strips of a
+smaller one. Windows at their borders are computed for both sides; the result is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from volseg.data.content import Box
 from volseg.errors import MachineError
-from volseg.inference.windows import STEP, choose_axis, find_extent
+from volseg.inference.windows import STEP, choose_axis
 
 _FLOAT = 4
 _CGROUP = Path("/sys/fs/cgroup")
@@ -65,7 +65,7 @@ def plan_strips(
     axis = choose_axis(region.shape, window)
     blend_bytes = 0
     for regions in _cut(region, window, step, axis):
-        in_flight = max(_count_in_flight(part, shape, window, step, axis) for part in regions)
+        in_flight = max(_count_in_flight(part, window, axis) for part in regions)
         blend_bytes = _FLOAT * (num_scores + 1) * in_flight
         if blend_bytes <= most_bytes:
             return Strips(regions, axis, blend_bytes)
@@ -133,13 +133,18 @@ def stays_on(device: torch.device, needed_bytes: float) -> bool:
 def _cut(region: Box, window: Sequence[int], step: float, axis: int) -> Iterator[tuple[Box, ...]]:
     """The region, then more and more strips of it across `axis`, down to a step's width.
 
-    They are cut across the longest axis first, and across the other one where that is not enough.
+    Those come first that compute the fewest windows: a cut has as many of them computed twice as
+    cover a voxel, whatever the length of the axis.
     """
     others = [other for other in range(len(window)) if other != axis]
-    others.sort(key=lambda other: -region.shape[other] / window[other])
     most = [max(1, int(region.shape[o] / max(1, step * window[o]))) for o in others]
+
+    def count_windows(numbers: tuple[int, ...]) -> float:
+        parts = zip(others, numbers, strict=True)
+        return math.prod(region.shape[o] / window[o] + number - 1 for o, number in parts)
+
     cuts = itertools.product(*(range(1, number + 1) for number in most))
-    for numbers in sorted(cuts, key=lambda cut: (math.prod(cut), cut[1:])):
+    for numbers in sorted(cuts, key=count_windows):
         strips = [region]
         for other, number in zip(others, numbers, strict=True):
             strips = [part for strip in strips for part in _divide(strip, other, number)]
@@ -161,9 +166,6 @@ def _narrow(box: Box, axis: int, start: int, stop: int) -> Box:
     return Box(tuple(starts), tuple(shape))
 
 
-def _count_in_flight(
-    region: Box, shape: Sequence[int], window: Sequence[int], step: float, axis: int
-) -> int:
+def _count_in_flight(region: Box, window: Sequence[int], axis: int) -> int:
     """Voxels whose scores are summed at a time."""
-    extents = find_extent(region, shape, window, step)
-    return math.prod(window[axis] if a == axis else n for a, n in enumerate(extents))
+    return math.prod(window[axis] if a == axis else n for a, n in enumerate(region.shape))

@@ -65,7 +65,7 @@ def stream_scores(
     weight = compute_importance_map(
         tuple(window), mode="gaussian", sigma_scale=SIGMA_SCALE, device=device
     )
-    rows, extents = lines[axis].starts, [line.extent for line in lines]
+    rows, extents = lines[axis].starts, [line.end - line.first for line in lines]
     # Single slices are too little work to go one by one, so several rows of them go together.
     per_row = math.prod(len(line.starts) for a, line in enumerate(lines) if a != axis)
     together = max(1, at_once // per_row) if window[axis] == 1 else 1
@@ -74,7 +74,7 @@ def stream_scores(
     for place in range(0, len(rows), together):
         current, following = rows[place : place + together], rows[place + together :]
         starts = [current if a == axis else line.starts for a, line in enumerate(lines)]
-        origin = [own[0] for own in starts]
+        origin = [current[0] if a == axis else line.first for a, line in enumerate(lines)]
         corners = list(itertools.product(*starts))
         for group in (corners[a : a + at_once] for a in range(0, len(corners), at_once)):
             windows = torch.stack([_cut(padded, corner, window) for corner in group])
@@ -82,20 +82,10 @@ def stream_scores(
                 blend.add(scores, [a - b for a, b in zip(corner, origin, strict=True)])
         stop = following[0] if following else current[-1] + window[axis]
         finished = blend.finish(stop - current[0])
-        wanted = [line.wanted() for line in lines]
-        wanted[axis] = lines[axis].wanted(current[0], stop)
-        if wanted[axis].start < wanted[axis].stop:
-            yield finished[(slice(None), *wanted)]
+        wanted = lines[axis].wanted(current[0], stop)
+        if wanted.start < wanted.stop:
+            yield finished.narrow(axis + 1, wanted.start, wanted.stop - wanted.start)
         blend.advance(stop - current[0])
-
-
-def find_extent(
-    region: Box, shape: Sequence[int], window: Sequence[int], step: float = STEP
-) -> tuple[int, ...]:
-    """Voxels per axis that the windows of a region cover, in an image of `shape`."""
-    sizes = [max(size, edge) for size, edge in zip(shape, window, strict=True)]
-    lines = _place_windows(region, sizes, window, step, [0] * len(sizes))
-    return tuple(line.extent for line in lines)
 
 
 def _place_windows(
@@ -119,13 +109,11 @@ class _Starts:
 
     Attributes:
         starts: their first voxels.
-        extent: voxels from the first one's start to the last one's end.
         first: the first voxel that is wanted.
         end: the one behind the last.
     """
 
     starts: tuple[int, ...]
-    extent: int
     first: int
     end: int
 
@@ -133,13 +121,10 @@ class _Starts:
     def over(cls, every: Sequence[int], window: int, first: int, length: int) -> _Starts:
         """Those of all windows that reach into `length` voxels."""
         end = first + length
-        starts = tuple(a for a in every if a < end and a + window > first)
-        return cls(starts, starts[-1] + window - starts[0], first, end)
+        return cls(tuple(a for a in every if a < end and a + window > first), first, end)
 
-    def wanted(self, start: int | None = None, stop: int | None = None) -> slice:
+    def wanted(self, start: int, stop: int) -> slice:
         """What is wanted of the voxels from `start` to `stop`, counted from `start`."""
-        start = self.starts[0] if start is None else start
-        stop = self.end if stop is None else stop
         return slice(max(0, self.first - start), max(0, min(stop, self.end) - start))
 
 
@@ -169,21 +154,27 @@ def count_at_once(window: Sequence[int], device: torch.device) -> int:
 
 
 class _Blend:
-    """Weighted sums of the scores of the windows that reach into the rows in flight."""
+    """Weighted sums of scores in the rows in flight, as far as they are wanted."""
 
     def __init__(self, shape: Sequence[int], axis: int, weight: Tensor) -> None:
         self.shape, self.axis, self.weight = tuple(shape), axis, weight
         self.sums: Tensor | None = None
 
     def add(self, scores: Tensor, corner: Sequence[int]) -> None:
-        """Add the scores of a window that starts at `corner`, counted from the rows in flight."""
-        scores = scores.to(self.weight.device)
+        """Add the scores of a window, whose `corner` is counted from the first voxel of the sums.
+
+        It may reach beyond them: windows at the border of a strip do.
+        """
+        edges = list(zip(corner, self.weight.shape, self.shape, strict=True))
+        inside = tuple(slice(max(0, -a), min(n, size - a)) for a, n, size in edges)
+        place = tuple(slice(max(0, a), min(a + n, size)) for a, n, size in edges)
+        scores, weight = scores[(slice(None), *inside)].to(self.weight.device), self.weight[inside]
         if self.sums is None:
             # The last one is the sum of the weights.
             self.sums = scores.new_zeros((len(scores) + 1, *self.shape))
-        target = _cut(self.sums, corner, self.weight.shape)
-        target[:-1].addcmul_(scores, self.weight)
-        target[-1].add_(self.weight)
+        target = self.sums[(slice(None), *place)]
+        target[:-1].addcmul_(scores, weight)
+        target[-1].add_(weight)
 
     def finish(self, rows: int) -> Tensor:
         """Mean scores of the first rows, in place; `advance` by them before more are added."""
