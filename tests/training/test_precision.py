@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from torch import Tensor, nn
 
 import volseg
 from volseg.cli import main
-from volseg.config import load_config
+from volseg.config import Config, load_config
 from volseg.errors import ConfigError, MachineError
 from volseg.inference import Options
+from volseg.inference.precision import has_fast_bfloat16
+from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.training.budget import Budget
+from volseg.training.engine import Learner, make_learner
 from volseg.training.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -107,3 +112,47 @@ def test_prediction_takes_no_16_bit_format_by_name(
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert f"'{name}' is not one of 'auto', 'float32'" in said
     assert not (tmp_path / "p").exists()
+
+
+def make_bfloat16_learner(network: nn.Module) -> Learner:
+    loss = MultiLevelLoss(DiceCrossEntropy(), "same")
+    return make_learner(network, loss, CPU, Budget(1), Config().optimizer, 0, torch.bfloat16)
+
+
+def compute_weight_gradient(conv: nn.Module, image: Tensor, precision: torch.dtype) -> Tensor:
+    """Of the sum of squares, with garbage in the memory that was freed before."""
+    garbage = [torch.full((number,), 3e38) for number in (1_000, 20_000, 100_000, 300_000)]
+    del garbage
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        loss = conv(image).float().square().sum()
+    return torch.autograd.grad(loss, conv.weight)[0]
+
+
+@pytest.mark.skipif(not has_fast_bfloat16(), reason="the CPU has no instructions for bfloat16")
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("layer", [nn.Conv3d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("edge", [3, 5])
+def test_gradients_in_bfloat16_are_right_however_thin_a_map(
+    edge: int, layer: type[nn.Conv3d | nn.ConvTranspose3d], depth: int
+) -> None:
+    torch.manual_seed(0)
+    conv = layer(16, 16, edge, padding=edge // 2)
+    image = torch.randn(2, 16, depth, 8, 8)
+    expected = compute_weight_gradient(conv, image, torch.float32)
+    make_bfloat16_learner(conv)
+    first, *others = (compute_weight_gradient(conv, image, torch.bfloat16) for _ in range(8))
+    # bfloat16 has 8 bits.
+    torch.testing.assert_close(first, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    assert all(torch.equal(other, first) for other in others)
+
+
+def test_maps_that_are_not_thin_stay_in_bfloat16() -> None:
+    network = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1))
+    average = make_bfloat16_learner(network).average.module
+    with torch.autocast("cpu", torch.bfloat16):
+        thicknesses = {n: network(torch.zeros(1, 4, n, 4, 4)).dtype for n in (1, 2, 3)}
+    assert thicknesses == {1: torch.bfloat16, 2: torch.float32, 3: torch.bfloat16}
+    # The average computes with weights of its own.
+    nn.init.zeros_(average[0].weight)
+    nn.init.ones_(average[0].bias)
+    assert average(torch.ones(1, 4, 2, 4, 4)).unique() == 1

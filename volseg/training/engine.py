@@ -26,7 +26,7 @@ from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, Counters
 from volseg.training.optimizers import choose_optimizer, learning_rate, make_optimizer
 from volseg.training.parallel import add_up, count_processes, get_rank, is_first
-from volseg.training.precision import CompiledNetwork
+from volseg.training.precision import CompiledNetwork, spare_thin_maps_
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,8 @@ def make_learner(
     `config` becomes what `choose_optimizer` makes of it.
     """
     network.to(device)
+    if device.type == "cpu" and precision == torch.bfloat16:
+        spare_thin_maps_(network)
     config = choose_optimizer(config, network)
     average = AveragedModel(network, multi_avg_fn=_average_function(config.ema, budget))
     optimizer = make_optimizer(network, config)

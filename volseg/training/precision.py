@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from volseg.errors import MachineError, VolsegError, is_dead_worker
 from volseg.inference.precision import choose_fastest, choose_half, has_fast_bfloat16
@@ -55,6 +56,31 @@ def _find_obstacle(name: PrecisionName, device: torch.device) -> str:
             "expected AMX or the bfloat16 instructions of AVX-512"
         )
     return ""
+
+
+def spare_thin_maps_(network: nn.Module) -> None:
+    """Have convolutions compute maps in float32 that are thinner than their kernel.
+
+    For trainings in bfloat16 on a CPU. There the gradient of the weights of a 3D convolution takes
+    memory into account that nobody has written, where the map is thinner along its first axis than
+    the kernel and thicker than 1 (oneDNN of torch 2.13, on processors with AVX-512): any number may
+    be the result, and a different one each time.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and module.kernel_size[0] > 2:
+            forward, depth = module.forward, module.kernel_size[0]
+            module.forward = partial(  # type: ignore[method-assign]
+                _spare_thin_map, forward, depth
+            )
+
+
+def _spare_thin_map(
+    forward: Callable[..., Tensor], depth: int, image: Tensor, *others: Any, **options: Any
+) -> Tensor:
+    if not 1 < image.shape[-3] < depth:
+        return forward(image, *others, **options)
+    with torch.autocast(image.device.type, enabled=False):
+        return forward(image.float(), *others, **options)
 
 
 class CompiledNetwork:
