@@ -45,17 +45,23 @@ def main() -> None:
     print("|---|---|---|---|")
     scores = []
     for case_id, path in sorted(find_labels(arguments.predicted).items()):
-        maps = (read_labels(each).array[0] for each in (path, labels[case_id]))
+        if case_id not in labels:
+            raise SystemExit(f"{path} has no reference in {arguments.dataset}.")
+        maps = [read_labels(each).array[0] for each in (path, labels[case_id])]
+        if not any(each.any() for each in maps) or maps[0].shape != maps[1].shape:
+            raise SystemExit(f"{path}: nothing to compare, or another grid than its reference.")
         moves = score_moves(*maps, dataset.classes.values[1:])
         best = max(moves, key=lambda move: moves[move])
         here = moves[(0,) * len(best)]
-        scores.append((here, moves[best]))
-        if moves[best] > here + LEAST_GAIN:
+        is_displaced = moves[best] > here + LEAST_GAIN
+        scores.append((here, moves[best] if is_displaced else here))
+        if is_displaced:
             print(f"| {case_id} | {here:.3f} | {moves[best]:.3f} | {', '.join(map(str, best))} |")
+    if not scores:
+        raise SystemExit(f"{arguments.predicted} holds no label maps.")
     before, after = np.transpose(scores)
-    number = int((after > before + LEAST_GAIN).sum())
-    print(f"\n{number} of {len(scores)} cases gain more than {LEAST_GAIN} by a move.")
-    print(f"Mean Dice {before.mean():.4f}; {after.mean():.4f} with each case where it fits best.")
+    print(f"\n{int((after > before).sum())} of {len(scores)} cases gain more than {LEAST_GAIN}.")
+    print(f"Mean Dice {before.mean():.4f}; {after.mean():.4f} with those where they fit best.")
 
 
 if __name__ == "__main__":

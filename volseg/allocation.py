@@ -38,8 +38,8 @@ def keep_freed_memory() -> bool:
 def use_huge_pages() -> None:
     """Have the system give torch's arrays of 2 MB and more in pages of 2 MB, where it has them.
 
-    The first touch of such an array takes a quarter of the time. It holds for the whole process,
-    and only if torch has not made an array yet. It is torch's own switch: whoever has set it,
-    decides.
+    The first touch of such an array takes a quarter of the time. It holds for the whole process
+    and those that it starts, and only if torch has not made an array yet. It is torch's own switch:
+    whoever has set it, decides.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -72,10 +72,11 @@ def test_what_never_fits_is_refused() -> None:
         plan_strips(WHOLE, SHAPE, WINDOW, 4, 1e5)
 
 
-@pytest.mark.parametrize(("across", "other"), [(41, 32), (26, 27)])
+@pytest.mark.parametrize(("cross_section", "number"), [(18 * 32, 3), (26 * 17, 4)])
 def test_labels_do_not_depend_on_the_strips(
-    across: int, other: int, run: Path, monkeypatch: pytest.MonkeyPatch
+    cross_section: int, number: int, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of 50 x 32 voxels: three strips along an axis, or two along each."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=(50, 100, 40)).astype(np.float32), np.diag([1, 0.9, 1.3, 1])
     predictor = volseg.Predictor.load(run, device="cpu")
@@ -84,10 +85,19 @@ def test_labels_do_not_depend_on_the_strips(
 
     def room(self: volseg.Predictor, map_bytes: int) -> float:
         seen.append(map_bytes)
-        return 4 * 4 * 16 * across * other
+        return 4 * 4 * 16 * cross_section
+
+    blends = []
+    blend = windows._Blend.__init__
+
+    def count(self: windows._Blend, *arguments: object) -> None:
+        blends.append(arguments)
+        blend(self, *arguments)
 
     monkeypatch.setattr(volseg.Predictor, "_room", room)
+    monkeypatch.setattr(windows._Blend, "__init__", count)
     found = predictor(image, probabilities=True, uncertainty=True)
+    assert len(blends) == number
     # Three probabilities of four bytes and an entropy of two per voxel.
     assert seen == [14 * 50 * 100 * 40]
     assert np.array_equal(found.labels, expected.labels)

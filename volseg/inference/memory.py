@@ -49,7 +49,7 @@ def plan_strips(
     *,
     step: float = STEP,
 ) -> Strips:
-    """As few strips as fit into memory.
+    """Strips that fit into memory, cut so that few windows are computed twice.
 
     Args:
         region: what is wanted of the prepared image.
@@ -133,8 +133,8 @@ def stays_on(device: torch.device, needed_bytes: float) -> bool:
 def _cut(region: Box, window: Sequence[int], step: float, axis: int) -> Iterator[tuple[Box, ...]]:
     """The region, then more and more strips of it across `axis`, down to a step's width.
 
-    Those come first that compute the fewest windows: a cut has as many of them computed twice as
-    cover a voxel, whatever the length of the axis.
+    Those come first that compute the fewest windows, about: a cut has as many of them computed
+    twice as cover a voxel, whatever the length of the axis.
     """
     others = [other for other in range(len(window)) if other != axis]
     most = [max(1, int(region.shape[o] / max(1, step * window[o]))) for o in others]

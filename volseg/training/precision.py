@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -61,26 +61,27 @@ def _find_obstacle(name: PrecisionName, device: torch.device) -> str:
 def spare_thin_maps_(network: nn.Module) -> None:
     """Have convolutions compute maps in float32 that are thinner than their kernel.
 
-    For trainings in bfloat16 on a CPU. There the gradient of the weights of a 3D convolution takes
-    memory into account that nobody has written, where the map is thinner along its first axis than
-    the kernel and thicker than 1 (oneDNN of torch 2.13, on processors with AVX-512): any number may
-    be the result, and a different one each time.
+    For trainings in bfloat16 on a CPU. There the gradient of the weights of a 3D convolution reads
+    and writes memory that is not its own (oneDNN of torch 2.13, on processors with AVX-512), where
+    the map is thinner along its first axis than the kernel and thicker than 1, or at most half as
+    thick as the kernel along its second axis. The result is any number, a different one each time,
+    or the end of the process.
     """
     for module in network.modules():
-        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and module.kernel_size[0] > 2:
-            forward, depth = module.forward, module.kernel_size[0]
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and max(module.kernel_size[:2]) > 2:
             module.forward = partial(  # type: ignore[method-assign]
-                _spare_thin_map, forward, depth
+                _spare_thin_map, module.forward, module.kernel_size
             )
 
 
 def _spare_thin_map(
-    forward: Callable[..., Tensor], depth: int, image: Tensor, *others: Any, **options: Any
+    forward: Callable[..., Tensor], kernel_size: Sequence[int], input: Tensor, *others: Any
 ) -> Tensor:
-    if not 1 < image.shape[-3] < depth:
-        return forward(image, *others, **options)
-    with torch.autocast(image.device.type, enabled=False):
-        return forward(image.float(), *others, **options)
+    first, second = input.shape[-3:-1]
+    if not (1 < first < kernel_size[0] or second <= kernel_size[1] // 2):
+        return forward(input, *others)
+    with torch.autocast(input.device.type, enabled=False):
+        return forward(input.float(), *others)
 
 
 class CompiledNetwork:
