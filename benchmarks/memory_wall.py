@@ -32,11 +32,9 @@ WINDOW = (96, 96, 96)
 def predict(
     path: Path, number: int, output: Path, spacing_mm: Sequence[float], memory_gb: float
 ) -> float:
-    from volseg.allocation import use_huge_pages
     from volseg.inference import Options, Predictor
     from volseg.inference.model import Model, ModelFacts
 
-    use_huge_pages()  # As `Predictor.load` does.
     plan = make_plan(tuple(spacing_mm), WINDOW, (8, 16), CT)
     facts = ModelFacts(plan=plan, classes=name_classes(number))
     model = Model((Slopes(number),), facts, torch.device("cpu"), digest=f"{number} slopes")

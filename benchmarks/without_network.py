@@ -78,11 +78,9 @@ def make_volume(path: Path, shape: Sequence[int] = SHAPE) -> None:
 
 
 def predict_volseg(path: Path, number: int, output: Path, memory_gb: float) -> float:
-    from volseg.allocation import use_huge_pages
     from volseg.inference import Options, Predictor
     from volseg.inference.model import Model, ModelFacts
 
-    use_huge_pages()  # As `Predictor.load` does.
     plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
     facts = ModelFacts(plan=plan, classes=name_classes(number))
     model = Model((Slopes(number),), facts, torch.device("cpu"), digest=f"{number} slopes")

@@ -1,11 +1,9 @@
-"""Memory is used again without a visit to the system, and comes in large pages."""
+"""Freed memory is used again without a visit to the system."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -38,35 +36,3 @@ def count_faults(how: str) -> int:
 def test_large_arrays_take_the_same_pages_again() -> None:
     # 20 arrays of 16 MB are 4,096 pages each, unless the first one's pages serve them all.
     assert count_faults("keep") < 4096
-
-
-HUGE = """
-import torch
-from volseg.errors import VolsegError
-from volseg.inference import Predictor
-
-try:
-    Predictor.load("there is no such model")
-except VolsegError:
-    pass
-array = torch.ones(2**24)
-rows = open("/proc/self/smaps_rollup").read().splitlines()
-print(next(row.split()[1] for row in rows if row.startswith("AnonHugePages:")))
-"""
-SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-def count_huge_kb(**variables: str) -> int:
-    found = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"} | variables
-    command = [sys.executable, "-c", HUGE]
-    return int(subprocess.run(command, env=found, capture_output=True, check=True).stdout)
-
-
-@pytest.mark.skipif(
-    not SETTING.exists() or "[madvise]" not in SETTING.read_text(),
-    reason="the system gives huge pages to all or to none",
-)
-def test_large_tensors_lie_in_huge_pages_unless_the_user_says_no() -> None:
-    # An array of 64 MB, of which the system may have had small pages alone for a part.
-    assert count_huge_kb() > 32 * 1024
-    assert count_huge_kb(THP_MEM_ALLOC_ENABLE="0") < 32 * 1024

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from volseg.allocation import use_huge_pages
 from volseg.data.cases import Classes
 from volseg.data.content import Box
 from volseg.data.mirroring import plan_mirroring
@@ -162,8 +161,6 @@ class Predictor:
             ConfigError: an option names a class that the model has not.
             MachineError: the backend is not there, or does not give what torch gives.
         """
-        # Before there are weights: torch looks once.
-        use_huge_pages()
         paths = [Path(each) for each in (folder, *others)]
         return cls(load_model(paths, device, folds, checkpoint), options, locator)
 
