@@ -89,7 +89,7 @@ def run_all(runs: Mapping[str, Sequence[str]], description: str, shares_plan: bo
     for seed in arguments.seeds:
         for dataset in arguments.datasets:
             place = arguments.output / dataset.name
-            plan = make_plan(dataset, place / "plan", arguments.minutes) if shares_plan else None
+            plan = make_plan(dataset, place / "plan", arguments) if shares_plan else None
             for label, recipe in recipes.items():
                 folder = place / name_folder(label) / f"seed_{seed}"
                 fixed = recipe.on_plan(plan) if plan else recipe
@@ -128,12 +128,13 @@ def name_folder(label: str) -> str:
     return label.replace(", ", "-").replace(" ", "_").replace("'", "")
 
 
-def make_plan(dataset: Path, folder: Path, minutes: float) -> Plan:
-    """By ``volseg plan``, unless it was made."""
+def make_plan(dataset: Path, folder: Path, arguments: argparse.Namespace) -> Plan:
+    """By ``volseg plan``, from timed steps as in a training, unless it was made."""
     path = RunFolder(folder).plan
     if not path.exists():
         remake(folder)
-        volseg(folder.parent, "plan", str(dataset), "-o", str(folder), "--minutes", str(minutes))
+        words = ("--minutes", str(arguments.minutes), "--device", arguments.device)
+        volseg(folder.parent, "plan", str(dataset), "-o", str(folder), *words)
     return Plan.read_yaml(path)
 
 
@@ -161,8 +162,11 @@ def train(
         write_json(folder / "training.json", {"wall_s": time.monotonic() - start})
     if not (folder / "scores").exists():
         remake(folder / "predicted")
-        target = ("-o", str(folder / "predicted"), "--device", device)
-        volseg(folder, "predict", str(run), "--validation", *target)
+        words = ["-o", str(folder / "predicted"), "--device", device]
+        # As nnU-Net does, whose recipe mirrors: what has seen mirror images averages over them.
+        if load_config(recipe.config, recipe.settings).augmentation.mirrors:
+            words.append("--mirror")
+        volseg(folder, "predict", str(run), "--validation", *words)
         score(folder / "predicted", dataset, folder)
 
 

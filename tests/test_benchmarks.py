@@ -241,10 +241,14 @@ def test_device_reaches_both_sides_of_a_comparison(
     monkeypatch.setattr(Peer, "run", run)
     monkeypatch.setattr(Peer, "prepare", lambda peer, plan: {"plans": {}})
     train(Recipe(), balls, tmp_path / "volseg", 1, device="cuda:1")
+    assert not any("--mirror" in words for words in said)
     Peer(Path("python"), tmp_path, balls, None, "cuda:1").train(
         FITTED, make_plan(), tmp_path / "nnunet", 1, 0
     )
     assert [words[words.index("--device") + 1] for words in said] == ["cuda:1"] * 3
+    # What has seen mirror images averages over them, as nnU-Net does.
+    train(Recipe(("augmentation.flip=0.5",)), balls, tmp_path / "mirrored", 1)
+    assert "--mirror" in said[-1]
 
 
 DEVICES = [

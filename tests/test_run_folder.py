@@ -1,8 +1,11 @@
-"""A run folder on a full disk."""
+"""A run folder on a full disk, and under two processes."""
 
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +14,15 @@ import pytest
 from volseg.config import Config
 from volseg.data.layouts import find_dataset
 from volseg.data.splits import Split
-from volseg.errors import MachineError
-from volseg.run_folder import RunFolder, extend_fold, keep_splits, open_fold, open_run
+from volseg.errors import ConfigError, MachineError
+from volseg.run_folder import (
+    RunFolder,
+    extend_fold,
+    hold_fold,
+    keep_splits,
+    open_fold,
+    open_run,
+)
 
 WRITERS: dict[str, Callable[[Path, Path], object]] = {
     "dataset.json": lambda run, data: open_run(run, find_dataset(data)),
@@ -45,3 +55,25 @@ def test_full_disk_is_said_of_every_file(
     monkeypatch.undo()
     assert kept.read_text() == "training: {epochs: 3}\n"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
+
+
+def test_a_fold_has_one_training_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from volseg.run_folder import hold_fold\n"
+        "with hold_fold(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
+    )
+    fold = tmp_path / "run" / "fold_0"
+    command = [sys.executable, "-c", code, str(fold)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"is being trained by process {other.pid} on "):
+            with hold_fold(fold):
+                pass
+        with hold_fold(tmp_path / "run" / "fold_1"):
+            pass
+        # Whatever ends it, the fold is free.
+        other.kill()
+        other.wait()
+    with hold_fold(fold):
+        assert (fold / "training.lock").read_text().startswith(f"{os.getpid()} on ")

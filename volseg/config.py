@@ -248,9 +248,10 @@ class AugmentationConfig(Record):
     """The patch shows so many times its extent: above 1, structures become smaller."""
     scale_per_axis: bool = True
     """Draw a factor for each axis instead of one for all."""
-    flip: Probability = 0.0
-    """Per axis. Off by default: organs are not symmetric. Classes with a side in their names, as
-    in ``left kidney``, change places; an axis is left out where one has no counterpart."""
+    flip: Probability | tuple[Probability, ...] = 0.0
+    """For all axes, or one each (right, anterior, superior). Off by default: organs are not
+    symmetric. Classes with a side in their names, as in ``left kidney``, change places; an axis is
+    left out where one has no counterpart."""
     noise: Probability = 0.15
     noise_deviation: Annotated[
         tuple[Annotated[float, Field(ge=0)], Positive], AfterValidator(_check_order)
@@ -282,6 +283,11 @@ class AugmentationConfig(Record):
     """Exponent; mean and standard deviation are kept."""
     drop_channel: Probability = 0.15
     """Of each channel that cases may lack; one channel at least is left."""
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether patches are mirrored along any axis."""
+        return self.flip != 0 if isinstance(self.flip, float) else any(self.flip)
 
 
 class TrainingConfig(Record):

@@ -4,13 +4,16 @@
 
     RUN/dataset.json  fingerprint.json  plan.yaml  splits.json  cache/
     RUN/fold_K/config.yaml  checkpoint_last.pt  checkpoint_best.pt  history.jsonl  progress.png
-    RUN/fold_K/config_before_extension_N.yaml
+    RUN/fold_K/config_before_extension_N.yaml  training.lock
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.yaml"
 DATASET_FILE = "dataset.json"
+SPLITS_FILE = "splits.json"
+LOCK_FILE = "training.lock"
 LAST = "checkpoint_last.pt"
 BEST = "checkpoint_best.pt"
 
@@ -47,7 +52,7 @@ class RunFolder:
     @property
     def splits(self) -> Path:
         """Training and validation cases of every fold."""
-        return self.path / "splits.json"
+        return self.path / SPLITS_FILE
 
     @property
     def cache(self) -> Path:
@@ -148,6 +153,40 @@ def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config
         return Config.read_yaml(folder / "config.yaml")
     write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
     return config
+
+
+@contextmanager
+def hold_fold(folder: Path) -> Iterator[None]:
+    """Keep others from training the same fold, also on other machines, until this process is done.
+
+    However it ends, the system takes the lock from it. Where a file system has no locks, nobody is
+    kept away.
+
+    Raises:
+        ConfigError: another process trains it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a+") as file:
+        try:
+            # Of this process alone: loader processes may outlive it for seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is being trained by process {file.read().strip()}; expected one at a "
+                "time. Wait for it or end it, or choose another folder."
+            ) from error
+        except OSError as error:
+            logger.debug("%s cannot be locked", folder, exc_info=error)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def name_config_before(extension: int) -> str:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import TINY
+from ignite.engine import Events
+from known_speed import say_speed
 from makers import make_dataset
 
 from volseg.cli import main
+
+training = import_module("volseg.training.train")
 
 REFUSED = [
     "cifti_connectivity.dconn.nii",
@@ -221,3 +228,40 @@ def test_export_of_a_run(run: Path, tmp_path: Path) -> None:
     assert run_cli("export", run, "-o", tmp_path / "b") == 0
     assert run_cli("export", run, "-o", tmp_path / "b") == 2
     assert run_cli("predict", tmp_path / "b", "--validation", "-o", tmp_path / "p") == 2
+
+
+def test_plan_is_made_for_the_device_that_is_asked_for(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("volseg.training.machine.measure_machine", say_speed)
+    assert run_cli("plan", balls, "-o", tmp_path / "run", "--device", "auto") == 0
+    assert "a machine of tests" in capsys.readouterr().out
+    assert run_cli("plan", balls, "-o", tmp_path / "other", "--device", "gpu") == 2
+    assert not (tmp_path / "other" / "plan.yaml").exists()
+    start = ("--set", "training.start_from=there")
+    assert run_cli("plan", balls, "-o", tmp_path / "other", *start) == 2
+    assert "there brings its own plan" in capsys.readouterr().err
+
+
+def test_a_training_that_was_stopped_ends_with_130(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = training.create_trainer
+
+    def interrupt(learner: Any) -> Any:
+        trainer = started(learner)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
+        return trainer
+
+    monkeypatch.setattr(training, "create_trainer", interrupt)
+    words = [word for setting in TINY for word in ("--set", setting)]
+    run = tmp_path / "run"
+    assert run_cli("train", balls, "-o", run, "--epochs", "1", *words) == 130
+    assert f"stopped: {run}, which can predict as it is" in capsys.readouterr().out
+    # Of torchrun's processes the first one reports.
+    monkeypatch.setenv("RANK", "1")
+    assert run_cli("train", balls, "-o", run, "--resume") == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.undo()
+    assert run_cli("train", balls, "-o", run, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"run": str(run), "has_ended": True}

@@ -493,3 +493,32 @@ def test_no_change_waits_for_the_gpu(patch: tuple[int, ...]) -> None:
         augmentation(pinned, gpu)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_zeros_of_masked_channels_stay_zero(device: str, shape: tuple[int, ...]) -> None:
+    intensities = {name: 1.0 for name in ALWAYS if name not in ("rotate", "scale")}
+    config = AugmentationConfig(**{**STILL.model_dump(), **intensities, "flip": 1})
+    augmentation = Augmentation(config, (1.0,) * len(shape), CLASSES, masked_channels=(1,))
+    image = draw_image(2, *shape)
+    image[:, :3] = 0
+    label = torch.zeros(shape, dtype=torch.int64)
+    images, _ = augmentation([make_cut(augmentation, image, label, 0)], torch.device(device))
+    # Mirrored along every axis.
+    assert (images[0, 1, -3:] == 0).all()
+    assert (images[0, 1, :-3] != 0).all()
+    assert (images[0, 0, -3:] != 0).any()
+
+
+def test_every_axis_has_its_own_chance_of_mirroring() -> None:
+    augmentation = make_augmentation(3, flip=(0.0, 1.0, 0.0))
+    drawn = [augmentation.draw(np.random.default_rng(seed), 1).mirrored for seed in range(5)]
+    assert drawn == [(1,)] * 5
+    assert AugmentationConfig(flip=(0, 0.5, 0)).mirrors
+    assert not AugmentationConfig(flip=(0, 0, 0)).mirrors
+    assert not AugmentationConfig().mirrors
+    with pytest.raises(
+        ConfigError, match=r"augmentation.flip \[0.0, 1.0\]; expected one value, or 3"
+    ):
+        make_augmentation(3, flip=(0.0, 1.0))

@@ -127,7 +127,7 @@ def test_validation_section_is_the_one_split(folder):
         ([{"label": "files/l0.nii.gz"}], r"training\[0\]: key 'image' is missing"),
         ([{"image": []}], r"training\[0\]: no image"),
         ([entry(0, fold=0), entry(1)], "only some labelled cases have a fold"),
-        ([entry(0, fold=0), entry(1, fold=0)], "split 0 has 0 training and 2 validation"),
+        ([entry(0, fold=0), entry(1, fold=0)], "split 0 has no training case"),
         (
             [entry(0, fold=0, patient_id="P"), entry(1, fold=1, patient_id="P")],
             "patient 'P' has cases in train and in validation",

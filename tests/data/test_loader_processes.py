@@ -133,3 +133,14 @@ def test_killed_loader_process_ends_a_training_that_waits(balls: Path, tmp_path:
     with pytest.raises(MachineError, match=DEATH):
         volseg.train(balls, tmp_path / "run", config=config, epochs=100_000, device="cpu")
     killer.join()
+
+
+def test_ctrl_c_reaches_the_training_alone(cases: list[CachedCase]) -> None:
+    batches = load(PatchDataset, cases, workers=1)
+    iterator = iter(batches.loader)
+    next(iterator)
+    (worker,) = iterator._workers
+    os.kill(worker.pid, signal.SIGINT)
+    for _ in range(5):
+        next(iterator)
+    assert worker.is_alive()

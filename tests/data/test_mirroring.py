@@ -73,11 +73,11 @@ def test_partly_annotated_sides_are_not_mirrored():
 
 def test_axes_are_drawn_with_the_probability():
     mirroring = plan_mirroring(KIDNEYS, 3)
-    drawn = [mirroring.draw(0.25, np.random.default_rng(seed)) for seed in range(2000)]
+    drawn = [mirroring.draw((0.25,) * 3, np.random.default_rng(seed)) for seed in range(2000)]
     for axis in range(3):
         share = sum(axis in axes for axes in drawn) / len(drawn)
         assert share == pytest.approx(0.25, abs=0.04)
-    assert mirroring.draw(0, np.random.default_rng(3)) == ()
+    assert mirroring.draw((0, 0, 0), np.random.default_rng(3)) == ()
 
 
 def test_a_single_sagittal_slice_keeps_its_side():

@@ -114,7 +114,7 @@ def test_splits_survive_their_file(tmp_path):
             [{"train": ["p0_0"], "validation": ["p0_1"]}],
             "patient 'p0' has cases in train and in validation",
         ),
-        ([{"train": [], "validation": ["p0_0"]}], "has 0 training and 1 validation cases"),
+        ([{"train": [], "validation": ["p0_0"]}], "split 0 has no training case"),
         ([{"train": ["p0_0"], "val": ["p1_0"]}], "split 0: key 'validation' is missing"),
         ([], "is no list of splits"),
         ({"train": []}, "is no list of splits"),

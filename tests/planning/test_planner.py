@@ -22,7 +22,7 @@ from volseg.planning import (
 )
 from volseg.planning.cost import compute_cost
 from volseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint
-from volseg.planning.planner import COARSER, choose_spacing, is_ct, plan_levels
+from volseg.planning.planner import COARSER, MEMORY_SHARE, choose_spacing, is_ct, plan_levels
 from volseg.training.checks import check_training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -379,3 +379,50 @@ def test_a_plan_on_slices_is_read_back_and_compared(tmp_path: Path) -> None:
     data["network"]["strides"][1] = [2, 2, 2]
     with pytest.raises(ConfigError, match="a 1 on the slice axis 2"):
         Plan.parse(data, "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "plan.spacing_mm=[0.7421875, 0.7421875, 1.5]",
+        "plan.num_levels=6",
+        "plan.width=320",
+        "plan.patch=[32, 48, 64]",
+    ],
+)
+def test_plan_does_not_contradict_what_it_was_made_of(setting: str) -> None:
+    workstation = LAPTOP.model_copy(update={"memory_gb": 1000})
+    config = load_config(None, [setting])
+    plan = make_plan(make_fingerprint(), workstation, config, num_classes=3).plan
+    assert find_contradiction(plan, config) is None
+
+
+def test_fewer_levels_than_planned_are_a_contradiction() -> None:
+    plan = plan_for(make_fingerprint(), 15)
+    fewer = load_config(None, [f"plan.num_levels={len(plan.network.channels) - 1}"])
+    assert find_contradiction(plan, fewer) == "num_levels"
+
+
+@pytest.mark.parametrize(("settings", "most"), [((), 320), (("plan.slices=true",), 512)])
+def test_wider_than_any_is_refused(settings: tuple[str, ...], most: int) -> None:
+    fingerprint = make_fingerprint(spacings=((1.0, 1.0, 5.0),))
+    with pytest.raises(ConfigError, match=f"plan.width {most + 1}; expected {most} at most"):
+        plan_for(fingerprint, 15, f"plan.width={most + 1}", *settings)
+
+
+def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
+    settings = ("plan.patch=[128, 128, 128]", "plan.width=32", "plan.batch_size=4")
+    whole = plan_for(make_fingerprint((200, 180, 160)), 15, *settings, machine=_with_gb(1000))
+    needed = compute_cost(whole.network, whole.patch, 1, 3).training_gb(1)
+    # A sample and a bit, of which a share is for the training.
+    machine = _with_gb(1.1 * needed / MEMORY_SHARE)
+    with pytest.raises(ConfigError, match=r"or raise training\.parts"):
+        plan_for(make_fingerprint((200, 180, 160)), 15, *settings, machine=machine)
+    parted = plan_for(
+        make_fingerprint((200, 180, 160)), 15, *settings, "training.parts=4", machine=machine
+    )
+    assert parted == whole
+
+
+def _with_gb(memory_gb: float) -> Machine:
+    return LAPTOP.model_copy(update={"memory_gb": memory_gb})

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier, current_thread
 from typing import Any
@@ -22,8 +23,8 @@ from volseg.data.layouts import find_dataset
 from volseg.data.splits import make_splits, write_splits
 from volseg.errors import ConfigError
 from volseg.networks.weights import load_weights
-from volseg.planning import Machine, Plan, plan_run
-from volseg.planning.machine import describe_cpu
+from volseg.planning import Machine, Plan
+from volseg.planning import plan_run as plan_for_machine
 from volseg.run_folder import RunFolder, open_run
 from volseg.training.setting import prepare_training
 
@@ -32,6 +33,10 @@ CPU = torch.device("cpu")
 
 def tiny(*overrides: str) -> Config:
     return load_config(None, [*TINY, "training.steps_per_epoch=1", *overrides])
+
+
+def plan_run(dataset: Path, output: Path, config: Config) -> None:
+    plan_for_machine(dataset, output, config, partial(say_speed, CPU))
 
 
 def meanwhile(patch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
@@ -136,16 +141,13 @@ def test_own_files_that_come_late_are_used_as_they_stand(
     assert [split.validation for split in setting.splits] == [("case_04",)]
 
 
-def test_planning_alone_leaves_a_plan_that_comes_late(
-    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def describe() -> Machine:
+def test_planning_alone_leaves_a_plan_that_comes_late(balls: Path, tmp_path: Path) -> None:
+    def measure(spatial_dims: int) -> Machine:
         (tmp_path / "plan.yaml").write_text("mine")
-        return describe_cpu()
+        return say_speed(CPU, spatial_dims)
 
-    monkeypatch.setattr("volseg.planning.writing.describe_cpu", describe)
     with pytest.raises(ConfigError, match=r"plan\.yaml exists; nothing was changed"):
-        plan_run(balls, tmp_path, tiny())
+        plan_for_machine(balls, tmp_path, tiny(), measure)
     assert (tmp_path / "plan.yaml").read_text() == "mine"
 
 

@@ -145,3 +145,30 @@ def test_tensorboard_itself_reads_what_was_written(balls: Path, tmp_path: Path) 
     events = reader.EventAccumulator(str(tmp_path / "run" / "fold_0" / "tensorboard")).Reload()
     losses = [(event.step, event.value) for event in events.Scalars("loss")]
     assert losses == [(row["step"], pytest.approx(row["loss"])) for row in rows]
+
+
+def test_a_logger_that_fails_ends_no_training(
+    mlflow: Recorder, balls: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*values: Any, **named: Any) -> None:
+        mlflow.calls.append(("log_metrics", values, named))
+        raise ConnectionError("no server")
+
+    mlflow.log_metrics = fail
+    rows = train(balls, tmp_path / "run", "training.log=[mlflow]", epochs=3)
+    assert len(rows) == 3
+    assert len(mlflow.find("log_metrics")) == 1
+    assert caplog.text.count("mlflow takes no more rows (no server)") == 1
+    assert mlflow.find("end_run") == [((), {})]
+
+
+def test_a_training_that_fails_is_no_finished_run(
+    mlflow: Recorder, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("something else")
+
+    monkeypatch.setattr(sys.modules["volseg.training.train"], "run_to_end", fail)
+    with pytest.raises(ValueError, match="something else"):
+        train(balls, tmp_path / "run", "training.log=[mlflow]", epochs=1)
+    assert mlflow.find("end_run")[0] == ((), {"status": "FAILED"})

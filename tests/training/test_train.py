@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from conftest import TINY
 from ignite.engine import Events
+from known_speed import say_speed
 from makers import keep, make_dataset
 from PIL import Image
 from torch import Tensor
@@ -34,13 +36,15 @@ from volseg.inference.model import build_planned_network
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import ResNetUNet, list_networks
 from volseg.networks.weights import load_weights
-from volseg.planning import Plan
+from volseg.planning import Plan, plan_run
 from volseg.run_folder import open_run
 from volseg.training.budget import Budget
 from volseg.training.engine import attach_counting, create_trainer, make_learner
 from volseg.training.muon import Muon
 from volseg.training.rounds import choose_validation
 from volseg.training.validation import validate
+
+CPU = torch.device("cpu")
 
 
 def tiny(*overrides: str) -> Config:
@@ -190,7 +194,7 @@ def test_interrupt_leaves_a_usable_model(balls: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode == 130, errors
     assert "stopping after this step" in errors
     assert (tmp_path / "run" / "fold_0" / "progress.png").exists()
     label = volseg.Predictor.load(tmp_path / "run")(next((balls / "imagesTr").iterdir()))
@@ -268,9 +272,7 @@ def test_all_folds_go_on_where_they_were_stopped(
 
 
 def test_edited_plan_is_used_and_contradictions_are_refused(balls: Path, tmp_path: Path) -> None:
-    from volseg.planning import plan_run
-
-    plan_run(balls, tmp_path / "run", tiny())
+    plan_run(balls, tmp_path / "run", tiny(), partial(say_speed, CPU))
     path = tmp_path / "run" / "plan.yaml"
     path.write_text(path.read_text().replace("batch_size: 2", "batch_size: 3"))
     other = tiny("plan.batch_size=2")
@@ -311,6 +313,30 @@ def test_own_splits_are_used(balls: Path, tmp_path: Path) -> None:
     assert json.loads((run / "splits.json").read_text()) == [split]
     prepared = {path.parent.name[:7] for path in (run / "cache").glob("*/case.json")}
     assert prepared == {"case_00", "case_01", "case_04"}
+
+
+def test_all_cases_may_be_learned_from(balls: Path, tmp_path: Path) -> None:
+    split = {"train": [f"case_{number:02d}" for number in range(5)], "validation": []}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "splits.json").write_text(json.dumps([split]))
+    config = tiny("training.steps_per_epoch=1")
+    run = volseg.train(balls, tmp_path / "run", config=config, epochs=2)
+    rows = [json.loads(line) for line in (run / "fold_0" / "history.jsonl").open()]
+    assert [row.get("val_dice") for row in rows] == [None, None]
+    assert volseg.Predictor.load(run)(balls / "imagesTr" / "case_00.nii.gz").labels.any() in (0, 1)
+
+
+@pytest.mark.parametrize(("beside", "workers"), [(None, 8), ("4", 3), ("8", 1), ("16", 1)])
+def test_processes_of_a_machine_share_its_cores(
+    beside: str | None, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["volseg.training.train"]
+    monkeypatch.setattr(module, "count_cores", lambda: 16)
+    if beside is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    assert module._num_workers(Config(), torch.device("cuda")) == workers
+    assert module._num_workers(Config(), CPU) == 0
+    assert module._num_workers(tiny("training.workers=5"), CPU) == 5
 
 
 def test_coloured_pictures_train_and_predict(tmp_path: Path) -> None:
@@ -494,9 +520,7 @@ def test_network_that_cannot_train_is_refused_before_anything_is_kept(
 
 
 def test_training_of_an_edited_plan_can_be_resumed(balls: Path, tmp_path: Path) -> None:
-    from volseg.planning import plan_run
-
-    plan_run(balls, tmp_path / "run", tiny("network.name=laddernet"))
+    plan_run(balls, tmp_path / "run", tiny("network.name=laddernet"), partial(say_speed, CPU))
     config = tiny("training.steps_per_epoch=2")
     assert "name" not in config.network.model_fields_set
     run = volseg.train(balls, tmp_path / "run", config=config, epochs=1)
@@ -548,7 +572,7 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     learner = make_learner(
         build_planned_network(plan, 3),
         MultiLevelLoss(DiceCrossEntropy(1, 1)),
-        torch.device("cpu"),
+        CPU,
         Budget(200),
         Config().optimizer,
         seed=0,
@@ -556,10 +580,10 @@ def test_one_case_can_be_learned_by_heart(balls: Path, tmp_path: Path) -> None:
     patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=0.5, augment=keep, seed=0)
     trainer = create_trainer(learner)
     attach_counting(trainer, learner, num_rounds=1)
-    trainer.run(make_loader(patches, 0, 0, torch.device("cpu")), max_epochs=1, epoch_length=1000)
+    trainer.run(make_loader(patches, 0, 0, CPU), max_epochs=1, epoch_length=1000)
     assert learner.counters.step == 200
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.network.parameters())
-    dice = validate(learner.network, cases, plan, dataset.classes, torch.device("cpu"))
+    dice = validate(learner.network, cases, plan, dataset.classes, CPU)
     assert min(dice) > 0.95
 
 
@@ -623,4 +647,4 @@ def test_case_that_cannot_be_cut_is_named(balls: Path, tmp_path: Path, workers: 
     (cases[0].folder / "image.npy").write_bytes(b"no array")
     patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=1, augment=keep, seed=0)
     with pytest.raises(DataError, match=r"^case case_00: no patch could be cut from [^\n]*$"):
-        next(iter(make_loader(patches, 0, workers, torch.device("cpu"))))
+        next(iter(make_loader(patches, 0, workers, CPU)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,17 @@ from makers import make_dataset
 import volseg
 from volseg.config import Config, PlanConfig, load_config
 from volseg.data.cases import Classes
+from volseg.data.layouts import find_dataset
+from volseg.data.splits import read_splits
 from volseg.errors import ConfigError
 from volseg.inference.model import build_planned_network, read_facts
 from volseg.losses import DiceCrossEntropy, MultiLevelLoss
 from volseg.networks import build_network, list_networks
-from volseg.networks.weights import load_weights
+from volseg.networks.weights import load_weights, save_weights
 from volseg.planning import Plan
 from volseg.training.budget import Budget
 from volseg.training.engine import create_trainer, make_learner
-from volseg.training.transfer import adapt_plan, freeze, transfer_weights
+from volseg.training.transfer import adapt_plan, count_seen, freeze, transfer_weights
 
 
 def source_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -187,3 +190,81 @@ def test_wrong_parts_cannot_be_frozen(parts: list[str], message: str, run: Path)
     facts = read_facts(run)
     with pytest.raises(ConfigError, match=message):
         freeze(build(facts.plan, facts.classes), parts)
+
+
+@pytest.fixture
+def two_folds(run: Path, tmp_path: Path) -> Path:
+    """A run with a second fold of other weights."""
+    source = shutil.copytree(run, tmp_path / "source")
+    (source / "fold_1").mkdir()
+    state = load_weights(source / "fold_0" / "checkpoint_last.pt")
+    state["network"] = {name: tensor + 1 for name, tensor in state["network"].items()}
+    save_weights(source / "fold_1" / "checkpoint_last.pt", state)
+    return source
+
+
+@pytest.mark.parametrize(("fold", "taken"), [(0, 0), (1, 1), (3, 0)])
+def test_fold_begins_with_its_own_number(fold: int, taken: int, two_folds: Path) -> None:
+    facts = read_facts(two_folds)
+    network = build(facts.plan, facts.classes)
+    report = transfer_weights(network, facts.plan, facts.classes, two_folds, fold)
+    assert report.source == two_folds / f"fold_{taken}" / "checkpoint_last.pt"
+
+
+def test_cases_that_the_weights_have_seen_are_counted(two_folds: Path, balls: Path) -> None:
+    cases = {case.case_id: case for case in find_dataset(balls).cases}
+    splits = read_splits(two_folds / "splits.json", list(cases.values()))
+    for fold, (seen, unseen) in enumerate((split.train, split.validation) for split in splits[:2]):
+        assert count_seen(two_folds, fold, [cases[name] for name in seen]) == 4
+        assert count_seen(two_folds, fold, [cases[name] for name in unseen]) == 0
+    # Of fold 2, which was not trained, fold 0 has seen what validates.
+    assert count_seen(two_folds, 2, [cases[name] for name in splits[2].validation]) == 1
+
+
+def test_validation_on_what_the_weights_have_seen_is_said(
+    run: Path, balls: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(None, [f"training.start_from={run}", "training.steps_per_epoch=1"])
+    volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert "that are to validate" not in caplog.text
+    volseg.train(balls, tmp_path / "run", config=config, epochs=1, fold=1)
+    assert "was trained on 1 of the 1 cases that are to validate" in caplog.text
+
+
+def test_a_plan_with_another_network_than_the_weights_have_is_refused(
+    run: Path, balls: Path, tmp_path: Path
+) -> None:
+    plan = read_facts(run).plan
+    shape = plan.network.model_copy(update={"channels": (6, 10, 14)})
+    (tmp_path / "run").mkdir()
+    find_dataset(balls).write_json(tmp_path / "run" / "dataset.json")
+    plan.model_copy(update={"network": shape}).write_yaml(tmp_path / "run" / "plan.yaml", ())
+    config = load_config(None, [f"training.start_from={run}"])
+    with pytest.raises(ConfigError, match="is there, with another network than"):
+        volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+
+
+def test_the_background_and_capitals_are_matched_whatever_they_are_called(run: Path) -> None:
+    facts = read_facts(run)
+    _, first, second = facts.classes.names
+    classes = Classes(names=("nothing", first.upper(), second), values=(0, 1, 2))
+    network = build(facts.plan, classes)
+    report = transfer_weights(network, facts.plan, classes, run)
+    assert report.new_classes == ()
+    for name, tensor in source_weights(run).items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+def test_report_names_what_is_left(run: Path) -> None:
+    facts = read_facts(run)
+    deeper = facts.plan.network.model_copy(
+        update={
+            "channels": (*facts.plan.network.channels, 20),
+            "strides": (*facts.plan.network.strides, (2, 2, 2)),
+            "kernel_sizes": (*facts.plan.network.kernel_sizes, (3, 3, 3)),
+        }
+    )
+    plan = facts.plan.model_copy(update={"network": deeper})
+    report = transfer_weights(build(plan, facts.classes), plan, facts.classes, run)
+    assert f"left as initialised ({report.fresh[0]}, {report.fresh[1]}" in str(report)
+    assert ", ...)" in str(report)

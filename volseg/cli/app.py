@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from volseg._version import __version__
 from volseg.cli import options as opt
 from volseg.errors import DataError
+
+if TYPE_CHECKING:
+    from volseg.config import Config
+    from volseg.planning import Machine
 
 app = typer.Typer(
     name="volseg",
@@ -20,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
+
+
+_INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
 
 
 def _version(is_wanted: bool) -> None:
@@ -83,22 +94,29 @@ def plan(
     overrides: opt.Overrides = None,
     minutes: opt.Minutes = None,
     network: opt.NetworkName = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Time training steps on it; by default this CPU is estimated."),
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Write fingerprint.json and plan.yaml for this CPU and this time; edit before training."""
+    """Write fingerprint.json and plan.yaml for a device and a time; edit before training."""
     from volseg.cli.own_code import take_code
     from volseg.config import load_config, with_length
     from volseg.planning import plan_run
 
     settings = load_config(config, [*(overrides or ()), *take_code(network)])
     settings = with_length(settings, minutes, None)
-    planned = plan_run(dataset, output, settings)
+    planned = plan_run(dataset, output, settings, _choose_measure(device, settings))
     if as_json:
         _print_json(planned.plan.model_dump(mode="json"))
         return
     for line in planned.reasons:
         typer.echo(line)
-    typer.echo(f"{output / 'plan.yaml'} is yours to edit before `volseg train`.")
+    typer.echo(
+        f"{output / 'plan.yaml'} is yours to edit before `volseg train`. For another device or "
+        "time remove it, and plan with --device and --minutes."
+    )
 
 
 @app.command()
@@ -132,7 +150,7 @@ def train(
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
-    """Train on a dataset; the run folder can predict at any time, also after Ctrl-C."""
+    """Train on a dataset; the run folder can predict at any time, also after Ctrl-C (code 130)."""
     from volseg.cli.own_code import take_code, take_code_of
     from volseg.config import load_config
 
@@ -148,6 +166,7 @@ def train(
     }
     flags += [f"{key}={value}" for key, value in chosen.items() if value is not None]
     settings = load_config(config, [*(overrides or ()), *flags])
+    from volseg.training import has_ended as find_end
     from volseg.training import train as train_run
 
     run = train_run(
@@ -160,10 +179,18 @@ def train(
         resume=resume,
         device=device,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # Of torchrun's processes the first one reports.
+    folds = run.glob("fold_*") if fold == "all" else [run / f"fold_{fold}"]
+    has_ended = all(map(find_end, folds))
     if as_json:
-        _print_json({"run": str(run)})
-    else:
+        _print_json({"run": str(run), "has_ended": has_ended})
+    elif has_ended:
         typer.echo(f"trained: {run}. Predict with `volseg predict {run} -i IMAGES -o RESULTS`.")
+    else:
+        typer.echo(f"stopped: {run}, which can predict as it is. Go on with --resume.")
+    if not has_ended:
+        raise typer.Exit(_INTERRUPTED)
 
 
 @app.command()
@@ -315,6 +342,21 @@ def demo(
 
     typer.echo(format_summary(result.evaluation))
     typer.echo(f"report: {result.report}")
+
+
+def _choose_measure(device: str | None, config: Config) -> Callable[[int], Machine]:
+    """What tells the planner how fast a device is; of none it estimates the CPU without torch."""
+    from volseg.planning import describe_cpu
+
+    if device is None:
+        return lambda spatial_dims: describe_cpu()
+    from volseg.inference.model import choose_device
+    from volseg.training.machine import measure_machine
+    from volseg.training.precision import choose_precision
+
+    chosen = choose_device(device)
+    precision = choose_precision(config.training.precision, chosen)
+    return partial(measure_machine, chosen, precision=precision)
 
 
 def _end(has_bad_data: bool) -> None:

@@ -27,7 +27,7 @@ from volseg.data.cases import Classes
 from volseg.data.dropping import choose_dropped
 from volseg.data.mirroring import plan_mirroring
 from volseg.data.spatial import Matrix, resample, rotation_matrix
-from volseg.errors import DataError, is_dead_worker, is_out_of_memory
+from volseg.errors import ConfigError, DataError, is_dead_worker, is_out_of_memory
 
 COARSE_AXIS = 2.0
 """An axis whose spacing is this many times the finest is not rotated into the others."""
@@ -97,6 +97,10 @@ class Augmentation:
         classes: of the dataset; they say what mirroring means.
         optional_channels: numbers of the channels that a case may lack, and that are dropped.
         slice_axis: across which nothing is resampled, as the network sees slices one by one.
+        masked_channels: numbers of the channels whose zeros are no intensities, and stay zero.
+
+    Raises:
+        ConfigError: not one chance of mirroring per axis.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Augmentation:
         classes: Classes,
         optional_channels: Sequence[int] = (),
         slice_axis: int | None = None,
+        masked_channels: Sequence[int] = (),
     ) -> None:
         self.config, self.spatial_dims = config, len(spacing_mm)
         self.optional_channels, self.slice_axis = tuple(optional_channels), slice_axis
@@ -114,6 +119,8 @@ class Augmentation:
         self.angles = rotation_range(config.rotate_degrees, is_coarse)
         self.fine_axes = tuple(axis for axis, coarse in enumerate(is_coarse) if not coarse)
         self.mirroring = plan_mirroring(classes, self.spatial_dims)
+        self.flip = _per_axis(config.flip, self.spatial_dims)
+        self.masked_channels = tuple(masked_channels)
 
     def draw(self, rng: np.random.Generator, num_channels: int) -> Changes:
         """Changes for a patch."""
@@ -135,7 +142,7 @@ class Augmentation:
             ),
             gamma_inverted=per_channel(config.gamma_inverted, around_one, config.gamma_range),
             gamma=per_channel(config.gamma, around_one, config.gamma_range),
-            mirrored=self.mirroring.draw(config.flip, rng),
+            mirrored=self.mirroring.draw(self.flip, rng),
         )
 
     def _draw_matrix(self, rng: np.random.Generator) -> Matrix | None:
@@ -197,7 +204,11 @@ class Augmentation:
         source, indices = self.mirroring.apply(source, indices, changes.mirrored)
         image.copy_(source)
         label.copy_(indices)
+        masked = [image[channel] for channel in self.masked_channels]
+        outside = [part == 0 for part in masked]
         self._change_intensities(image, changes)
+        for part, mask in zip(masked, outside, strict=True):
+            part.masked_fill_(mask, 0)
         if self.optional_channels:
             for channel in self._find_empty(cut):
                 image[channel] = 0
@@ -222,6 +233,16 @@ class Augmentation:
         )
         _apply(image, changes.gamma_inverted, partial(intensity.change_gamma_, inverted=True))
         _apply(image, changes.gamma, partial(intensity.change_gamma_, inverted=False))
+
+
+def _per_axis(chances: float | Sequence[float], dims: int) -> tuple[float, ...]:
+    if isinstance(chances, float):
+        return (chances,) * dims
+    if len(chances) != dims:
+        raise ConfigError(
+            f"augmentation.flip {list(chances)}; expected one value, or {dims}, one per axis."
+        )
+    return tuple(chances)
 
 
 def _apply(image: Tensor, numbers: PerChannel, change: Callable[[Tensor, float], object]) -> None:

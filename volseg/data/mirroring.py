@@ -75,9 +75,9 @@ class Mirroring:
             label = _make_table(self.swapped, label.dtype, label.device)[label.long()]
         return image, label
 
-    def draw(self, probability: float, rng: np.random.Generator) -> tuple[int, ...]:
-        """Axes to mirror, each with the given probability."""
-        return tuple(axis for axis in self.axes if rng.random() < probability)
+    def draw(self, chances: Sequence[float], rng: np.random.Generator) -> tuple[int, ...]:
+        """Axes to mirror, each by its own chance."""
+        return tuple(axis for axis in self.axes if rng.random() < chances[axis])
 
 
 @lru_cache(maxsize=4)

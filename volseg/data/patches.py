@@ -8,6 +8,7 @@ so loader processes cannot disagree and a resumed training sees what it would ha
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -240,6 +241,11 @@ def _describe_death(reason: str) -> MachineError:
     )
 
 
+def _leave_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the training process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(
     patches: PatchDataset,
     first_step: int,
@@ -264,5 +270,6 @@ def make_loader(
         collate_fn=list if is_gpu else patches.augment,
         pin_memory=is_gpu,
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_interrupts,
     )
     return Batches(loader, partial(patches.augment, device=device) if is_gpu else tuple)

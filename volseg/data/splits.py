@@ -117,16 +117,13 @@ def check_splits(splits: Sequence[Split], cases: Sequence[Case], source: Path) -
         source: the file that declares the splits, for messages.
 
     Raises:
-        DataError: an empty side, an unknown case, or a case or patient on both sides.
+        DataError: no case to train on, an unknown case, or a case or patient on both sides.
     """
     patient_of = {case.case_id: case.patient_id for case in cases}
     for index, split in enumerate(splits):
         where = f"{source}: split {index}"
-        if not split.train or not split.validation:
-            raise DataError(
-                f"{where} has {len(split.train)} training and {len(split.validation)} validation "
-                "cases; expected at least one of each. Add cases."
-            )
+        if not split.train:
+            raise DataError(f"{where} has no training case; expected at least one. Add cases.")
         for case_id in (*split.train, *split.validation):
             if case_id not in patient_of:
                 raise DataError(

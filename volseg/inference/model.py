@@ -6,6 +6,7 @@ A run folder holds ``plan.yaml``, ``dataset.json`` and ``fold_K/checkpoint_*.pt`
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from volseg.config import Record
+from volseg.config import Config, Record
 from volseg.data.cases import Classes, Dataset
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.networks import SegmentationNetwork, build_network, prefer_speed_
 from volseg.networks.weights import digest_weights, load_weights
 from volseg.planning.plan import Plan
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
+
+logger = logging.getLogger(__name__)
 
 BUNDLE_FILE = Path("configs", "volseg.json")
 BUNDLE_WEIGHTS = Path("models", "model.pt")
@@ -34,6 +37,8 @@ class ModelFacts(Record):
 
     plan: Plan
     classes: Classes
+    mirrored: bool | None = None
+    """Whether it was trained with mirrored patches; None if nobody says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +115,22 @@ def read_facts(folder: Path) -> ModelFacts:
         return ModelFacts.read_json(folder / BUNDLE_FILE)
     if (folder / PLAN_FILE).is_file() and (folder / DATASET_FILE).is_file():
         dataset = Dataset.read_json(folder / DATASET_FILE)
-        return ModelFacts(plan=Plan.read_yaml(folder / PLAN_FILE), classes=dataset.classes)
+        plan = Plan.read_yaml(folder / PLAN_FILE)
+        return ModelFacts(plan=plan, classes=dataset.classes, mirrored=_was_mirrored(folder))
     raise ConfigError(
         f"{folder} is no model; expected a run folder ({PLAN_FILE}, {DATASET_FILE}) or a bundle "
         f"({BUNDLE_FILE}). Train one with `volseg train`."
     )
+
+
+def _was_mirrored(run: Path) -> bool | None:
+    """Whether all trainings of a run mirrored their patches."""
+    try:
+        configs = [Config.read_yaml(path) for path in run.glob("fold_*/config.yaml")]
+    except ConfigError:
+        # Of an older version, perhaps; nothing else of it is needed.
+        return None
+    return all(config.augmentation.mirrors for config in configs) if configs else None
 
 
 def find_weights(
@@ -200,12 +216,22 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _warn_of_unfinished(state: Mapping[str, Any], path: Path) -> None:
+    """Say that a training was stopped, or still goes on: its weights count as much as others'."""
+    if "counters" not in state:
+        return
+    done, wanted = state["counters"]["step"], state["training"]["budget"]["end"]
+    if done < wanted:
+        logger.warning("%s has been trained for %d of %d steps so far", path, done, wanted)
+
+
 def _load_network(facts: ModelFacts, path: Path, device: torch.device) -> nn.Module:
     network = build_planned_network(facts.plan, facts.classes.num_outputs)
     state = load_weights(path, device)
     # A bundle's weights stand alone, as MONAI wants them; its plan is no file to edit.
     if "plan" in state:
         check_same_plan(state, facts.plan, path)
+    _warn_of_unfinished(state, path)
     try:
         network.load_state_dict(state.get("network", state))
     except (RuntimeError, TypeError, AttributeError) as error:

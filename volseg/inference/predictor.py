@@ -131,6 +131,11 @@ class Predictor:
         self._at_once = count_at_once(facts.plan.patch, model.device)
         self._window_bytes = _count_window_bytes(facts) * self._at_once
         self._members = _prepare_members(model, self.options, self._at_once)
+        if self.options.mirror and facts.mirrored is False:
+            logger.warning(
+                "mirrored images are averaged, and the model was trained without (augmentation."
+                "flip): expect worse results than without --mirror"
+            )
         self._postprocessing = plan_postprocessing(
             facts.classes, self.options.largest, self.options.least_ml
         )

@@ -82,8 +82,9 @@ def make_plan(
     fixed = config.plan
     slice_axis = choose_slice_axis(fingerprint) if fixed.slices else None
     _check_fixed(fixed, fingerprint, slice_axis)
-    planned_mm = fingerprint.median_spacing_mm if fixed.slices else choose_spacing(fingerprint)
-    spacing = tuple(fixed.spacing_mm or planned_mm)
+    own_mm = fingerprint.median_spacing_mm if fixed.slices else choose_spacing(fingerprint)
+    # What the user says stays as it is, digit for digit.
+    spacing = fixed.spacing_mm or _round(own_mm)
     search = _Search(fingerprint, machine, config, num_classes, spacing, slice_axis)
     network, patch, batch_size = search.run()
     may_coarsen = not (fixed.slices or fixed.spacing_mm or fixed.patch)
@@ -91,7 +92,7 @@ def make_plan(
         coarser = coarsen(spacing, fingerprint.radius_mm)
         if coarser is None:
             break
-        spacing = coarser
+        spacing = _round(coarser)
         search = _Search(fingerprint, machine, config, num_classes, spacing)
         network, patch, batch_size = search.run()
     cost = compute_cost(network, patch, len(fingerprint.channels), num_classes)
@@ -101,7 +102,7 @@ def make_plan(
     plan = Plan.parse(
         {
             "spatial_dims": fingerprint.spatial_dims,
-            "spacing_mm": tuple(round(value, 5) for value in spacing),
+            "spacing_mm": spacing,
             "patch": patch,
             "batch_size": batch_size,
             "normalisation": tuple(
@@ -116,6 +117,11 @@ def make_plan(
     return PlannedTraining(plan, reasons, machine)
 
 
+def _round(spacing_mm: Sequence[float]) -> tuple[float, ...]:
+    """To what a person can read in ``plan.yaml``."""
+    return tuple(round(value, 5) for value in spacing_mm)
+
+
 def _check_fixed(fixed: PlanConfig, fingerprint: Fingerprint, slice_axis: int | None) -> None:
     """Refuse values of the user's that do not fit the images."""
     dims = fingerprint.spatial_dims
@@ -123,6 +129,9 @@ def _check_fixed(fixed: PlanConfig, fingerprint: Fingerprint, slice_axis: int | 
         values = getattr(fixed, name)
         if values and len(values) != dims:
             raise ConfigError(f"plan.{name} {values}; expected {dims} values, one per axis.")
+    most = MAX_CHANNELS[dims if slice_axis is None else 2]
+    if fixed.width and fixed.width > most:
+        raise ConfigError(f"plan.width {fixed.width}; expected {most} at most. Lower it.")
     if slice_axis is None:
         return
     if fixed.patch and fixed.patch[slice_axis] != 1:
@@ -291,6 +300,7 @@ class _Search:
         self.dims = len(self.spacing_mm)
         self.patch = look(config.plan.patch) if config.plan.patch else None
         self.batch_size = config.plan.batch_size or BATCH_SIZE[self.dims]
+        self.parts = config.training.parts
 
     def run(self) -> tuple[NetworkPlan, tuple[int, ...], int]:
         """Narrow the network first, then shrink the patch, then narrow further."""
@@ -305,7 +315,8 @@ class _Search:
         if not fitting:
             raise ConfigError(
                 f"no patch and width fit into {self._memory_limit():.1f} GB, "
-                f"{MEMORY_SHARE:.0%} of {self.machine.name}. Lower plan.patch or plan.width."
+                f"{MEMORY_SHARE:.0%} of {self.machine.name}. Lower plan.patch, plan.width or "
+                f"plan.batch_size, or raise training.parts."
             )
         width, patch, _ = next((c for c in fitting if self._steps(*c[:2]) >= c[2]), fitting[-1])
         network = self._network(width, patch)
@@ -389,7 +400,7 @@ class _Search:
         network = self._network(width, patch)
         cost = compute_cost(network, self._pad(patch, network), self.num_channels, self.num_classes)
         seconds = cost.step_seconds(self.machine, self.batch_size)
-        return seconds, cost.training_gb(self.batch_size)
+        return seconds, cost.training_gb(math.ceil(self.batch_size / self.parts))
 
     def _memory_limit(self) -> float:
         return MEMORY_SHARE * self.machine.memory_gb

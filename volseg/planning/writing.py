@@ -13,7 +13,7 @@ from volseg.data.layouts import find_dataset
 from volseg.errors import ConfigError
 from volseg.planning.architectures import choose_supervision
 from volseg.planning.fingerprint import compute_fingerprint
-from volseg.planning.machine import Machine, describe_cpu
+from volseg.planning.machine import Machine
 from volseg.planning.plan import Plan
 from volseg.planning.planner import ANISOTROPY, PlannedTraining, make_plan, slice_thickness
 from volseg.progress import show_progress
@@ -22,19 +22,36 @@ from volseg.run_folder import DATASET_FILE, RunFolder, open_run
 logger = logging.getLogger(__name__)
 
 
-def plan_run(dataset: Path, output: Path, config: Config) -> PlannedTraining:
-    """Plan a training on the dataset folder, for this machine's CPU, without importing torch.
+def plan_run(
+    dataset: Path,
+    output: Path,
+    config: Config,
+    measure: Callable[[int], Machine],
+) -> PlannedTraining:
+    """Plan a training on the dataset folder, without importing torch.
+
+    Args:
+        dataset: a folder or datalist.
+        output: the run folder.
+        config: fixed values and the length of the training.
+        measure: gives the training device for a number of spatial axes.
 
     Raises:
-        ConfigError: `output` holds something else, or a plan already.
+        ConfigError: `output` holds something else, or a plan already, or the plan is another
+            model's.
         DataError: the dataset cannot be used.
     """
+    if config.training.start_from is not None:
+        raise ConfigError(
+            f"training.start_from {config.training.start_from} brings its own plan; nothing was "
+            "written. Give it to `volseg train`, or leave it out."
+        )
     choose_supervision(config.network.name, config.network.deep_supervision)
     found = find_dataset(dataset, config.data.optional_channels).with_labels(config.data)
     run = open_run(output, found)
     planned = None
     if not run.plan.exists():
-        planned = write_plan(run, found, config, lambda spatial_dims: describe_cpu())
+        planned = write_plan(run, found, config, measure)
     if planned is None:
         raise ConfigError(f"{run.plan} exists; nothing was changed. Remove it to plan again.")
     return planned
@@ -123,7 +140,8 @@ def find_contradiction(plan: Plan, config: Config) -> str | None:
         "normalisation": "/".join(sorted({n.scheme for n in plan.normalisation})),
     }
     for key, wanted in config.plan.model_dump(exclude_none=True).items():
-        if wanted != values[key]:
+        # "At most so many" levels, of which a small patch has fewer.
+        if values[key] > wanted if key == "num_levels" else values[key] != wanted:
             return key
     chosen = config.network
     if "name" in chosen.model_fields_set and chosen.name != network.name:

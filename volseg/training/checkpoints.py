@@ -184,7 +184,7 @@ def check_settings(folder: Path, extends: bool) -> None:
     state = load_weights(folder / LAST)
     begun = state.get("settings", {})
     # An extension that was killed before its first checkpoint has left its length there.
-    extends |= (folder / name_config_before(state["counters"]["extensions"] + 1)).exists()
+    extends |= (folder / name_config_before(state["counters"].get("extensions", 0) + 1)).exists()
     edited = [key for key, value in begun.items() if now.get(key, value) != value]
     edited = [key for key in edited if not (extends and key in _LENGTH)]
     if edited:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from volseg.errors import ConfigError
 from volseg.training.engine import TrainingEvents
 from volseg.training.history import History
 from volseg.training.parallel import is_first
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
 
@@ -55,18 +59,36 @@ def open_loggers(trainer: Engine, config: Config, history: History) -> Iterator[
             folder = history.path.parent / "tensorboard"
             board = TensorboardLogger(str(folder), purge_step=None if done is None else done + 1)
             stack.enter_context(board)
-            trainer.add_event_handler(
-                TrainingEvents.ROUND_COMPLETED, lambda: _to_tensorboard(board, history.rows[-1])
-            )
+            _attach(trainer, history, "tensorboard", partial(_to_tensorboard, board))
         if "mlflow" in names:
             flow = MLflowLogger()
             stack.enter_context(flow)
+            stack.push(partial(_end_failed, flow))
             flow.set_tag("mlflow.runName", _name_run(history.path.parent))
             flow.log_params(dict(_flatten(config.model_dump(mode="json"))))
-            trainer.add_event_handler(
-                TrainingEvents.ROUND_COMPLETED, lambda: _to_mlflow(flow, history.rows[-1])
-            )
+            _attach(trainer, history, "mlflow", partial(_to_mlflow, flow))
         yield
+
+
+def _attach(
+    trainer: Engine, history: History, name: str, send: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """Give every new row to a logger, for as long as it takes them."""
+
+    def follow() -> None:
+        try:
+            send(history.rows[-1])
+        except Exception as error:  # A log is not worth a training.
+            logger.warning("%s takes no more rows (%s); the training goes on", name, error)
+            trainer.remove_event_handler(follow, TrainingEvents.ROUND_COMPLETED)
+
+    trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, follow)
+
+
+def _end_failed(flow: MLflowLogger, kind: type[BaseException] | None, *_: object) -> None:
+    """Tell MLflow that a training failed, which would take it for finished."""
+    if kind is not None:
+        flow.end_run(status="FAILED")
 
 
 def _to_tensorboard(board: TensorboardLogger, row: Mapping[str, Any]) -> None:

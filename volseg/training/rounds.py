@@ -55,7 +55,7 @@ class Validator:
             for name, value in zip(names, dice, strict=True)
         }
         mean = sum(known) / len(known) if known else None
-        return {"val_dice": mean, "val_dice_by_class": by_class}
+        return {"val_dice": mean, "val_dice_by_class": by_class, "val_cases": len(self.cases)}
 
 
 def choose_validation(

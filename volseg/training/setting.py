@@ -16,6 +16,7 @@ from volseg.data.cases import Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.splits import Split
 from volseg.errors import ConfigError
+from volseg.inference.model import read_facts
 from volseg.planning import Machine, Plan, find_contradiction, write_plan
 from volseg.planning.architectures import choose_supervision
 from volseg.planning.cost import compute_cost
@@ -154,6 +155,14 @@ def _read_plan(run: RunFolder, dataset: Dataset, config: Config, resume: bool) -
             f"{run.plan} is there and the configuration contradicts its {contradiction}. Edit "
             "that file, or choose another folder to plan again."
         )
+    if not resume and config.training.start_from is not None:
+        theirs = read_facts(Path(config.training.start_from)).plan.network
+        if plan.network != theirs:
+            raise ConfigError(
+                f"{run.plan} is there, with another network than {config.training.start_from}; "
+                "expected that one, whose weights the training begins with. Remove the plan, or "
+                "choose another folder."
+            )
     try:
         check_network(plan, dataset.classes)
     except ConfigError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from volseg.allocation import keep_freed_memory
 from volseg.config import DEFAULT_MINUTES, Config, with_length
@@ -24,7 +26,14 @@ from volseg.networks import ResNetUNet, choose_shape_device, inside_slices
 from volseg.networks.memory import recompute_
 from volseg.planning import Fingerprint
 from volseg.progress import show_progress
-from volseg.run_folder import LAST, extend_fold, name_config_before, open_fold, select_cases
+from volseg.run_folder import (
+    LAST,
+    extend_fold,
+    hold_fold,
+    name_config_before,
+    open_fold,
+    select_cases,
+)
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, check_settings, list_settings, read_job
 from volseg.training.checks import check_patience
@@ -63,7 +72,7 @@ from volseg.training.rounds import (
     predict_steps,
 )
 from volseg.training.setting import Setting, prepare_training
-from volseg.training.transfer import freeze, transfer_weights
+from volseg.training.transfer import count_seen, freeze, transfer_weights
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +149,9 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
         is_begun = agree_on((setting.run.fold(number) / LAST).exists())
         goes_on = number in restarted or (resume and bool(is_begun or fold != "all"))
         now_extends = extends and number not in restarted
-        if not train_fold(replace(setting, extends=now_extends), number, goes_on):
+        with hold_fold(setting.run.fold(number)) if is_first() else nullcontext():
+            is_done = train_fold(replace(setting, extends=now_extends), number, goes_on)
+        if not is_done:
             break
 
 
@@ -313,6 +324,12 @@ def _make_validator(
     if not counters.validation:
         chosen, counters.validate_every = choose(cases)
         counters.validation = [case.case_id for case in chosen]
+        logger.info(
+            "validation: %d of %d cases, every %d rounds",
+            len(chosen),
+            len(cases),
+            counters.validate_every,
+        )
     kept = [case for case in cases if case.case_id in counters.validation]
     if setting.extends:
         _, counters.validate_every = choose(kept, keep_all=True)
@@ -328,8 +345,11 @@ def _make_loader(
     plan = setting.plan
     classes, optional = setting.dataset.classes, plan.optional_channels
     slice_axis = plan.network.slice_axis
-    augment = Augmentation(config.augmentation, plan.spacing_mm, classes, optional, slice_axis)
-    if config.augmentation.flip:
+    masked = [number for number, n in enumerate(plan.normalisation) if n.nonzero_only]
+    augment = Augmentation(
+        config.augmentation, plan.spacing_mm, classes, optional, slice_axis, masked
+    )
+    if config.augmentation.mirrors:
         logger.info("mirroring: %s", augment.mirroring.describe(classes.names))
     patches = PatchDataset(
         cases,
@@ -371,9 +391,7 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     if config.network.pretrained and not resume and isinstance(inner, ResNetUNet):
         inner.load_pretrained(config.network.pretrained)
     if training.start_from and not resume:
-        source = Path(training.start_from)
-        report = transfer_weights(network, setting.plan, setting.dataset.classes, source)
-        logger.info("%s", report)
+        _start_from(Path(training.start_from), network, setting, fold)
     freeze(network, config.optimizer.freeze)
     if training.epochs:
         budget = Budget(training.epochs * training.steps_per_epoch)
@@ -399,6 +417,21 @@ def _make_learner(setting: Setting, config: Config, fold: int, resume: bool) -> 
     return learner
 
 
+def _start_from(source: Path, network: nn.Module, setting: Setting, fold: int) -> None:
+    """Take over the weights of another model, and say whether it knows what is to validate."""
+    report = transfer_weights(network, setting.plan, setting.dataset.classes, source, fold)
+    logger.info("%s", report)
+    validation = select_cases(setting.dataset, setting.splits[fold].validation)
+    if seen := count_seen(source, fold, validation):
+        logger.warning(
+            "%s was trained on %d of the %d cases that are to validate: their Dice will be too "
+            "good. For an honest one use its splits.json, or cases that it has not seen.",
+            report.source,
+            seen,
+            len(validation),
+        )
+
+
 def _resumable_parts(learner: Learner) -> dict[str, object]:
     return {
         "network": learner.network,
@@ -412,4 +445,8 @@ def _num_workers(config: Config, device: torch.device) -> int:
     """Loader processes pay off beside a GPU; beside a CPU they take the network's cores."""
     if config.training.workers is not None:
         return config.training.workers
-    return 0 if device.type == "cpu" else max(1, min(8, count_cores() - 1))
+    if device.type == "cpu":
+        return 0
+    # torchrun says how many processes share the machine.
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, count_cores() // beside - 1))

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from volseg.config import PlanConfig
-from volseg.data.cases import Classes
+from volseg.data.cases import Case, Classes, Dataset
+from volseg.data.splits import read_splits
 from volseg.errors import ConfigError
-from volseg.inference.model import ModelFacts, find_weights, read_facts
+from volseg.inference.model import ModelFacts, find_weights, read_facts, trained_folds
 from volseg.networks import build_network, choose_shape_device
 from volseg.networks.weights import load_weights
 from volseg.planning.plan import Plan
+from volseg.run_folder import DATASET_FILE, SPLITS_FILE
+
+_QUOTED = 5
+"""Names of tensors that a line of the log has."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class TransferReport:
         parts = [
             f"{len(self.loaded)} tensors loaded",
             f"{len(self.adapted)} matched by name",
-            f"{len(self.fresh)} left as initialised",
-            f"{len(self.unused)} not used",
+            f"{len(self.fresh)} left as initialised{_quote(self.fresh)}",
+            f"{len(self.unused)} not used{_quote(self.unused)}",
         ]
         for what, names in (("classes", self.new_classes), ("channels", self.new_channels)):
             if names:
@@ -88,8 +93,16 @@ def adapt_plan(plan: Plan, source: Path, fixed: PlanConfig | None = None) -> Pla
     return Plan.parse(adapted.model_dump(mode="json"), f"plan of {source} with your values")
 
 
+def _quote(names: Sequence[str]) -> str:
+    """The first of some names, in brackets; nothing where there is none."""
+    if not names:
+        return ""
+    more = ", ..." if len(names) > _QUOTED else ""
+    return f" ({', '.join(names[:_QUOTED])}{more})"
+
+
 def transfer_weights(
-    network: nn.Module, plan: Plan, classes: Classes, source: Path
+    network: nn.Module, plan: Plan, classes: Classes, source: Path, fold: int = 0
 ) -> TransferReport:
     """Copy into `network` what fits from the model `source`, by name and shape.
 
@@ -99,13 +112,15 @@ def transfer_weights(
         network: built from `plan`; changed in place.
         plan: of the training.
         classes: of the training.
-        source: a run folder, of which the first trained fold is taken, or a bundle.
+        source: a run folder or bundle.
+        fold: that is trained. Of a run its own fold of this number is taken, if it was trained,
+            else the first that was.
 
     Raises:
         ConfigError: `source` is no model, or nothing of it fits.
         DataError: its weights are damaged.
     """
-    facts, path = read_facts(source), find_weights(source)[0]
+    facts, path = read_facts(source), _find_source(source, fold)
     state = load_weights(path)
     theirs: dict[str, Tensor] = state.get("network", state)
     ours = network.state_dict()
@@ -133,9 +148,38 @@ def transfer_weights(
         tuple(adapted),
         fresh=tuple(name for name in ours if name not in taken),
         unused=tuple(name for name in theirs if name not in taken),
-        new_classes=_missing(classes.output_names, facts.classes.output_names),
+        new_classes=_missing(_match_names(classes), _match_names(facts.classes)),
         new_channels=_missing(plan.channel_names, facts.plan.channel_names),
     )
+
+
+def count_seen(source: Path, fold: int, cases: Sequence[Case]) -> int:
+    """How many cases the weights that `transfer_weights` takes were trained on; 0 for a bundle.
+
+    A case is known by where its images are.
+
+    Args:
+        source: a run folder or bundle.
+        fold: that is trained.
+        cases: that are to validate.
+    """
+    splits = source / SPLITS_FILE
+    if not splits.is_file() or not (source / DATASET_FILE).is_file():
+        return 0
+    dataset = Dataset.read_json(source / DATASET_FILE)
+    number = int(_find_source(source, fold).parent.name.removeprefix("fold_"))
+    trained = set(read_splits(splits, dataset.cases)[number].train)
+    seen = {_locate(case) for case in dataset.cases if case.case_id in trained}
+    return sum(_locate(case) in seen for case in cases)
+
+
+def _locate(case: Case) -> tuple[Path, ...]:
+    return tuple(path.resolve() for path in case.files)
+
+
+def _find_source(source: Path, fold: int) -> Path:
+    """The weights of a model: of a run those of the same fold, if there are any."""
+    return find_weights(source, (fold,) if fold in trained_folds(source) else None)[0]
 
 
 def _missing(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -168,6 +212,12 @@ def _find_named_axes(plan: Plan, classes: Classes) -> dict[str, tuple[str, int]]
     }
 
 
+def _match_names(classes: Classes) -> tuple[str, ...]:
+    """Outputs by the name under which they are matched: the background has many, capitals any."""
+    names = tuple(name.casefold() for name in classes.output_names)
+    return names if classes.regions else ("background", *names[1:])
+
+
 def _fits(ours: Tensor, theirs: Tensor, axis: int) -> bool:
     """Whether both have the same shape but for one axis."""
     shapes = [[n for i, n in enumerate(t.shape) if i != axis] for t in (ours, theirs)]
@@ -179,7 +229,7 @@ def _names(
 ) -> tuple[int, Sequence[str], Sequence[str], bool]:
     """The axis, its names here and there, and whether a new one begins with the mean."""
     if axis[0] == "class":
-        return axis[1], classes.output_names, facts.classes.output_names, False
+        return axis[1], _match_names(classes), _match_names(facts.classes), False
     return axis[1], plan.channel_names, facts.plan.channel_names, True
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from volseg.data.cache import CachedCase
 from volseg.data.cases import Classes
 from volseg.data.content import Box
+from volseg.errors import is_out_of_memory
 from volseg.inference.decoding import to_indices
 from volseg.inference.members import Members
 from volseg.inference.memory import plan_strips, stays_on
 from volseg.inference.windows import CPU, choose_axis, count_at_once, stream_scores
 from volseg.planning.plan import Plan
 from volseg.training.parallel import add_up, count_processes, get_rank
+
+logger = logging.getLogger(__name__)
 
 
 def validate(
@@ -58,27 +62,47 @@ def _case_dice(
     device: torch.device,
     precision: torch.dtype,
 ) -> NDArray[np.float64]:
+    members = Members([network], device, precision=precision)
     image = torch.from_numpy(case.image.astype(np.float32))
-    axis = choose_axis(image.shape[1:], plan.patch)
     size = tuple(image.shape[1:])
     whole = Box((0,) * len(size), size)
     blend_bytes = plan_strips(whole, size, plan.patch, classes.num_outputs).blend_bytes
-    parts = stream_scores(
-        Members([network], device, precision=precision),
-        image,
-        plan.patch,
-        at_once=count_at_once(plan.patch, device),
-        axis=axis,
-        # Twice, since what decides on them takes room, too.
-        device=device if stays_on(device, 2 * blend_bytes) else CPU,
-    )
-    predicted = torch.cat([to_indices(part, classes) for part in parts], axis).numpy()
+    # Twice, since what decides on them takes room, too.
+    place = device if stays_on(device, 2 * blend_bytes) else CPU
+    at_once = count_at_once(plan.patch, device)
+    predicted = None
+    try:
+        predicted = _predict(members, image, plan, classes, at_once, place)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    if predicted is None:
+        # Behind the handler, whose error keeps the feature maps alive.
+        logger.warning("out of memory: validation takes its windows one by one")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        predicted = _predict(members, image, plan, classes, 1, CPU)
     # How often each pair of reference and prediction occurs, from which every union follows.
     number, rows = classes.num_classes, classes.num_indices
     pairs = np.bincount(case.label.ravel() * np.int64(number) + predicted.ravel())
     pairs = np.pad(pairs, (0, rows * number - len(pairs))).reshape(rows, number)
-    members = classes.region_indices or tuple((index,) for index in range(1, number))
-    return np.array([_dice(pairs, list(indices), classes) for indices in members])
+    unions = classes.region_indices or tuple((index,) for index in range(1, number))
+    return np.array([_dice(pairs, list(indices), classes) for indices in unions])
+
+
+def _predict(
+    members: Members,
+    image: Tensor,
+    plan: Plan,
+    classes: Classes,
+    at_once: int,
+    place: torch.device,
+) -> NDArray[np.integer]:
+    """Label indices ``(*S)`` of an image ``(C, *S)``, with scores blended on `place`."""
+    axis = choose_axis(image.shape[1:], plan.patch)
+    parts = stream_scores(members, image, plan.patch, at_once=at_once, axis=axis, device=place)
+    indices: NDArray[np.integer] = torch.cat([to_indices(p, classes) for p in parts], axis).numpy()
+    return indices
 
 
 def _dice(pairs: NDArray[np.int64], indices: list[int], classes: Classes) -> float:

@@ -1,0 +1,48 @@
+"""What is said of a model when it is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import volseg
+from volseg.inference import Options
+from volseg.inference.model import load_model, read_facts
+from volseg.networks.weights import load_weights, save_weights
+
+
+def test_an_unfinished_fold_is_named(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    load_model(other, "cpu")
+    assert "has been trained for" not in caplog.text
+    path = other / "fold_0" / "checkpoint_last.pt"
+    state = load_weights(path)
+    steps = state["counters"]["step"]
+    state["training"]["budget"]["end"] = steps + 1
+    save_weights(path, state)
+    load_model(other, "cpu")
+    assert f"{path} has been trained for {steps} of {steps + 1} steps so far" in caplog.text
+
+
+def test_mirroring_that_the_training_has_not_seen_is_said(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_facts(run).mirrored is False
+    volseg.Predictor.load(run, device="cpu")
+    assert "trained without" not in caplog.text
+    volseg.Predictor.load(run, device="cpu", options=Options(mirror=True))
+    assert "the model was trained without (augmentation.flip)" in caplog.text
+    caplog.clear()
+    other = shutil.copytree(run, tmp_path / "run")
+    config = other / "fold_0" / "config.yaml"
+    config.write_text(config.read_text().replace("flip: 0.0", "flip: [0.5, 0, 0]"))
+    assert read_facts(other).mirrored is True
+    volseg.Predictor.load(other, device="cpu", options=Options(mirror=True))
+    config.write_text("of: another version")
+    assert read_facts(other).mirrored is None
+    volseg.Predictor.load(other, device="cpu", options=Options(mirror=True))
+    assert "trained without" not in caplog.text
