@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from compare_networks import describe_machine
 
@@ -164,7 +165,7 @@ def train(
         remake(folder / "predicted")
         words = ["-o", str(folder / "predicted"), "--device", device]
         # As nnU-Net does, whose recipe mirrors: what has seen mirror images averages over them.
-        if load_config(recipe.config, recipe.settings).augmentation.mirrors:
+        if np.any(load_config(recipe.config, recipe.settings).augmentation.flip):
             words.append("--mirror")
         volseg(folder, "predict", str(run), "--validation", *words)
         score(folder / "predicted", dataset, folder)

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
-from volseg.config import Config
+import volseg
+from volseg.config import Config, load_config
 from volseg.data.layouts import find_dataset
 from volseg.data.splits import Split
 from volseg.errors import ConfigError, MachineError
@@ -57,12 +59,13 @@ def test_full_disk_is_said_of_every_file(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
 
 
-def test_a_fold_has_one_training_at_a_time(tmp_path: Path) -> None:
+def test_a_fold_has_one_training_at_a_time(balls: Path, tmp_path: Path) -> None:
+    run = volseg.train(balls, tmp_path / "run", config=load_config(None, TINY), epochs=1, fold=2)
     code = (
         "import sys, pathlib; from volseg.run_folder import hold_fold\n"
         "with hold_fold(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
     )
-    fold = tmp_path / "run" / "fold_0"
+    fold = run / "fold_0"
     command = [sys.executable, "-c", code, str(fold)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -72,8 +75,47 @@ def test_a_fold_has_one_training_at_a_time(tmp_path: Path) -> None:
                 pass
         with hold_fold(tmp_path / "run" / "fold_1"):
             pass
+        with pytest.raises(ConfigError, match="is being trained by process"):
+            volseg.train(balls, tmp_path / "run", config=load_config(None, TINY), epochs=1)
         # Whatever ends it, the fold is free.
         other.kill()
         other.wait()
     with hold_fold(fold):
         assert (fold / "training.lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+def test_without_locks_a_warning_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with hold_fold(tmp_path / "fold_0"):
+        assert "fold_0 cannot be locked" in caplog.text
+
+
+def test_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def lock(*arguments: object) -> None:
+        attempts.append(arguments)
+        if len(attempts) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr("fcntl.lockf", lock)
+    monkeypatch.setattr("volseg.run_folder.time.sleep", lambda seconds: None)
+    with hold_fold(tmp_path / "fold_0", patience_s=60):
+        assert len(attempts) == 3
+
+
+def test_the_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fold_0" / "training.lock").mkdir(parents=True)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ConfigError, match=r"training\.lock cannot be written to"):
+        with hold_fold(tmp_path / "fold_0"):
+            pass

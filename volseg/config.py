@@ -141,6 +141,7 @@ class PlanConfig(Record):
     pocket: bool | None = None
     """The same number of feature maps at every level (PocketNet) instead of twice as many."""
     num_levels: Annotated[int, Field(ge=2)] | None = None
+    """At most; a small patch has fewer."""
     normalisation: Literal["ct", "zscore"] | None = None
     """For every channel; by default from the channel's name and its values."""
 
@@ -284,10 +285,20 @@ class AugmentationConfig(Record):
     drop_channel: Probability = 0.15
     """Of each channel that cases may lack; one channel at least is left."""
 
-    @property
-    def mirrors(self) -> bool:
-        """Whether patches are mirrored along any axis."""
-        return self.flip != 0 if isinstance(self.flip, float) else any(self.flip)
+    def flips(self, spatial_dims: int) -> tuple[float, ...]:
+        """Chance of mirroring along each axis.
+
+        Raises:
+            ConfigError: another number of them.
+        """
+        if isinstance(self.flip, float):
+            return (self.flip,) * spatial_dims
+        if len(self.flip) != spatial_dims:
+            raise ConfigError(
+                f"augmentation.flip {list(self.flip)}; expected {spatial_dims} values, one per "
+                "axis. Give one for each, or one for all."
+            )
+        return self.flip
 
 
 class TrainingConfig(Record):

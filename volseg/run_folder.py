@@ -12,12 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from volseg.atomic import is_temporary, remove_temporary, write_text
+from volseg.atomic import explain_full_disk, is_temporary, remove_temporary, write_text
 from volseg.config import Config, dump_yaml
 from volseg.data.cases import Case, Dataset
 from volseg.data.splits import Split, choose_splits, read_splits, write_splits
@@ -156,37 +158,57 @@ def open_fold(run: RunFolder, fold: int, config: Config, resume: bool) -> Config
 
 
 @contextmanager
-def hold_fold(folder: Path) -> Iterator[None]:
+def hold_fold(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Keep others from training the same fold, also on other machines, until this process is done.
 
-    However it ends, the system takes the lock from it. Where a file system has no locks, nobody is
-    kept away.
+    However it ends, the system takes the lock from it. Where there are no locks, a warning says so.
+
+    Args:
+        folder: of the fold; made if missing.
+        patience_s: to wait for another process.
 
     Raises:
-        ConfigError: another process trains it.
+        ConfigError: another process trains it, or its lock is another user's.
+        MachineError: the disk is full.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a+") as file:
+    path = folder / LOCK_FILE
+    with ExitStack() as stack:
         try:
+            with explain_full_disk(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(path, "a+"))
+                _lock(file, folder, patience_s)
+                file.truncate(0)
+                file.write(f"{os.getpid()} on {socket.gethostname()}")
+                file.flush()
+        except PermissionError as error:
+            raise ConfigError(
+                f"{path} cannot be written to; expected a file of yours. Remove it, or choose "
+                "another folder."
+            ) from error
+        yield
+
+
+def _lock(file: TextIO, folder: Path, patience_s: float) -> None:
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            import fcntl
+
             # Of this process alone: loader processes may outlive it for seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise ConfigError(
-                f"{folder} is being trained by process {file.read().strip()}; expected one at a "
-                "time. Wait for it or end it, or choose another folder."
-            ) from error
-        except OSError as error:
-            logger.debug("%s cannot be locked", folder, exc_info=error)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+            if time.monotonic() >= end:
+                file.seek(0)
+                raise ConfigError(
+                    f"{folder} is being trained by process {file.read().strip()}; expected one at "
+                    "a time. Wait for it or end it, or choose another folder."
+                ) from error
+            time.sleep(1)
+        except (OSError, ImportError) as error:  # ImportError: on Windows.
+            logger.warning("%s cannot be locked (%s); train it once at a time", folder, error)
+            return
 
 
 def name_config_before(extension: int) -> str:

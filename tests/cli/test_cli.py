@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from known_speed import say_speed
 from makers import make_dataset
 
 from volseg.cli import main
+from volseg.networks.weights import load_weights, save_weights
+from volseg.training import has_ended
 
 training = import_module("volseg.training.train")
 
@@ -263,5 +266,41 @@ def test_a_training_that_was_stopped_ends_with_130(
     assert run_cli("train", balls, "-o", run, "--resume") == 0
     assert capsys.readouterr().out == ""
     monkeypatch.undo()
-    assert run_cli("train", balls, "-o", run, "--resume", "--json") == 0
+    assert run_cli("train", balls, "-o", run, "--resume", "--json", "--fold", "00") == 0
     assert json.loads(capsys.readouterr().out) == {"run": str(run), "has_ended": True}
+
+
+@pytest.fixture
+def stopped(run: Path, tmp_path: Path) -> Path:
+    """A finished training whose extension has just begun."""
+    other = shutil.copytree(run, tmp_path / "stopped")
+    path = other / "fold_0" / "checkpoint_last.pt"
+    state = load_weights(path)
+    state["training"]["budget"]["end"] += 1
+    save_weights(path, state)
+    return other
+
+
+def test_what_has_ended_is_read_from_the_checkpoints(run: Path, stopped: Path) -> None:
+    assert has_ended(run, 0)
+    # The others of five were not begun.
+    assert not has_ended(run, "all")
+    assert not has_ended(stopped, "0")
+
+
+def test_torchrun_hears_of_no_failure_where_a_training_is_stopped(
+    balls: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volseg.training.train", lambda *_, **__: stopped)
+    assert run_cli("train", balls, "-o", stopped, "--resume") == 130
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_cli("train", balls, "-o", stopped, "--resume") == 0
+
+
+def test_validation_without_a_case_is_refused(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    splits = json.loads((other / "splits.json").read_text())
+    splits[0]["validation"] = []
+    (other / "splits.json").write_text(json.dumps(splits))
+    assert run_cli("predict", other, "--validation", "-o", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()

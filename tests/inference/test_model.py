@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import volseg
+from volseg.errors import ConfigError
 from volseg.inference import Options
 from volseg.inference.model import load_model, read_facts
 from volseg.networks.weights import load_weights, save_weights
@@ -31,7 +32,7 @@ def test_an_unfinished_fold_is_named(
 def test_mirroring_that_the_training_has_not_seen_is_said(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_facts(run).mirrored is False
+    assert read_facts(run).mirrored == ()
     volseg.Predictor.load(run, device="cpu")
     assert "trained without" not in caplog.text
     volseg.Predictor.load(run, device="cpu", options=Options(mirror=True))
@@ -40,9 +41,21 @@ def test_mirroring_that_the_training_has_not_seen_is_said(
     other = shutil.copytree(run, tmp_path / "run")
     config = other / "fold_0" / "config.yaml"
     config.write_text(config.read_text().replace("flip: 0.0", "flip: [0.5, 0, 0]"))
-    assert read_facts(other).mirrored is True
-    volseg.Predictor.load(other, device="cpu", options=Options(mirror=True))
+    assert read_facts(other).mirrored == (0,)
+    mirrored = volseg.Predictor.load(other, device="cpu", options=Options(mirror=True))
+    # Along the axis that it knows alone.
+    assert mirrored._members.mirroring.axes == (0,)
+    both = load_model([other, run], "cpu")
+    assert both.facts.mirrored == ()
     config.write_text("of: another version")
     assert read_facts(other).mirrored is None
+    assert load_model([run, other], "cpu").facts.mirrored is None
     volseg.Predictor.load(other, device="cpu", options=Options(mirror=True))
     assert "trained without" not in caplog.text
+
+
+def test_a_fold_without_a_best_checkpoint_says_why(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    (other / "fold_0" / "checkpoint_best.pt").unlink()
+    with pytest.raises(ConfigError, match="no validation has chosen a best one"):
+        load_model(other, "cpu", (0,), "best")

@@ -426,3 +426,10 @@ def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
 
 def _with_gb(memory_gb: float) -> Machine:
     return LAPTOP.model_copy(update={"memory_gb": memory_gb})
+
+
+def test_very_fine_spacing_is_kept() -> None:
+    # Of electron microscopy, in mm.
+    plan = plan_for(make_fingerprint((400, 400, 400), spacings=((1e-5, 1e-5, 3.14159265e-5),)), 15)
+    assert min(plan.spacing_mm) > 0
+    assert max(plan.spacing_mm) == pytest.approx(3.14159e-5, rel=1e-9)

@@ -89,6 +89,7 @@ def test_history_has_a_row_per_epoch(run: Path) -> None:
     assert rows[-1]["learning_rate"] < rows[3]["learning_rate"]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert set(rows[-1]["val_dice_by_class"]) == {"organ_3", "organ_7"}
+    assert {row["val_cases"] for row in rows if "val_dice" in row} == {1}
 
 
 def test_same_seed_gives_the_same_weights(balls: Path, tmp_path: Path) -> None:
@@ -323,7 +324,8 @@ def test_all_cases_may_be_learned_from(balls: Path, tmp_path: Path) -> None:
     run = volseg.train(balls, tmp_path / "run", config=config, epochs=2)
     rows = [json.loads(line) for line in (run / "fold_0" / "history.jsonl").open()]
     assert [row.get("val_dice") for row in rows] == [None, None]
-    assert volseg.Predictor.load(run)(balls / "imagesTr" / "case_00.nii.gz").labels.any() in (0, 1)
+    assert not (run / "fold_0" / "checkpoint_best.pt").exists()
+    assert volseg.Predictor.load(run)(balls / "imagesTr" / "case_00.nii.gz").labels.shape
 
 
 @pytest.mark.parametrize(("beside", "workers"), [(None, 8), ("4", 3), ("8", 1), ("16", 1)])
@@ -648,3 +650,31 @@ def test_case_that_cannot_be_cut_is_named(balls: Path, tmp_path: Path, workers: 
     patches = PatchDataset(cases, plan.patch, batch_size=2, foreground=1, augment=keep, seed=0)
     with pytest.raises(DataError, match=r"^case case_00: no patch could be cut from [^\n]*$"):
         next(iter(make_loader(patches, 0, workers, CPU)))
+
+
+def test_zeros_outside_a_masked_brain_stay_zero_in_training(
+    balls: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, made = sys.modules["volseg.training.train"], []
+    plan = Plan.read_yaml(run / "plan.yaml")
+    masked = tuple(n.model_copy(update={"nonzero_only": True}) for n in plan.normalisation)
+    setting = SimpleNamespace(
+        plan=plan.model_copy(update={"normalisation": masked}),
+        dataset=find_dataset(balls),
+        device=CPU,
+    )
+    monkeypatch.setattr(module, "PatchDataset", lambda *_, augment, **__: made.append(augment))
+    monkeypatch.setattr(module, "make_loader", lambda *_: None)
+    module._make_loader(setting, Config(), [], 0)
+    setting.plan = plan
+    module._make_loader(setting, Config(), [], 0)
+    assert [augment.masked_channels for augment in made] == [(0,), ()]
+
+
+def test_wrong_mirroring_is_refused_before_anything_is_prepared(
+    balls: Path, tmp_path: Path
+) -> None:
+    config = tiny("augmentation.flip=[0.5, 0]")
+    with pytest.raises(ConfigError, match=r"augmentation\.flip \[0\.5, 0\.0\]; expected 3 values"):
+        volseg.train(balls, tmp_path / "run", config=config, epochs=1)
+    assert not (tmp_path / "run" / "plan.yaml").exists()

@@ -251,6 +251,9 @@ def test_the_background_and_capitals_are_matched_whatever_they_are_called(run: P
     network = build(facts.plan, classes)
     report = transfer_weights(network, facts.plan, classes, run)
     assert report.new_classes == ()
+    more = Classes(names=("nothing", "New", second), values=(0, 1, 2))
+    new = transfer_weights(build(facts.plan, more), facts.plan, more, run).new_classes
+    assert new == ("New",)
     for name, tensor in source_weights(run).items():
         assert torch.equal(network.state_dict()[name], tensor), name
 
@@ -268,3 +271,13 @@ def test_report_names_what_is_left(run: Path) -> None:
     report = transfer_weights(build(plan, facts.classes), plan, facts.classes, run)
     assert f"left as initialised ({report.fresh[0]}, {report.fresh[1]}" in str(report)
     assert ", ...)" in str(report)
+
+
+@pytest.mark.parametrize("splits", ['[{"train": ["case_00"], "validation": []}]', "edited", None])
+def test_a_source_that_does_not_say_what_it_has_seen(
+    splits: str | None, two_folds: Path, balls: Path
+) -> None:
+    cases = find_dataset(balls).cases
+    path = two_folds / "splits.json"
+    path.unlink() if splits is None else path.write_text(splits)
+    assert count_seen(two_folds, 1, cases) is None

@@ -55,3 +55,21 @@ def test_other_errors_are_none_of_memory(
     monkeypatch.setattr(validation, "stream_scores", fail)
     with pytest.raises(RuntimeError, match="something else"):
         validate(model.networks[0], cases, model.facts.plan, dataset.classes, CPU)
+
+
+def test_windows_one_by_one_on_the_cpu_are_not_tried_twice(
+    run: Path, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["at_once"])
+        raise MemoryError
+
+    dataset, model = find_dataset(balls), load_model(run, "cpu")
+    cases = build_cache(dataset, dataset.cases[:1], model.facts.plan, tmp_path)
+    monkeypatch.setattr(validation, "count_at_once", lambda *_: 1)
+    monkeypatch.setattr(validation, "stream_scores", fail)
+    with pytest.raises(MemoryError):
+        validate(model.networks[0], cases, model.facts.plan, dataset.classes, CPU)
+    assert asked == [1]

@@ -181,15 +181,15 @@ def train(
     )
     if os.environ.get("RANK", "0") != "0":
         return  # Of torchrun's processes the first one reports.
-    folds = run.glob("fold_*") if fold == "all" else [run / f"fold_{fold}"]
-    has_ended = all(map(find_end, folds))
+    has_ended = find_end(run, fold)
     if as_json:
         _print_json({"run": str(run), "has_ended": has_ended})
     elif has_ended:
         typer.echo(f"trained: {run}. Predict with `volseg predict {run} -i IMAGES -o RESULTS`.")
     else:
         typer.echo(f"stopped: {run}, which can predict as it is. Go on with --resume.")
-    if not has_ended:
+    # To torchrun it would be a failure, after which it may start all processes again.
+    if not has_ended and os.environ.get("WORLD_SIZE", "1") == "1":
         raise typer.Exit(_INTERRUPTED)
 
 

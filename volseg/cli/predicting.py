@@ -210,6 +210,11 @@ def predict_validation(request: Request) -> BatchResult:
         )
     _check_once(splits, folds)
     for fold in folds:
+        if not splits[fold].validation:
+            raise ConfigError(
+                f"{run.splits}: no case validates fold {fold}; expected some to predict. Give "
+                "images instead of --validation."
+            )
         cases = select_cases(dataset, splits[fold].validation)
         part = _predict(replace(request, fold=fold), cases)
         remember_folds(request.output, {**part.written, **part.kept}, fold)

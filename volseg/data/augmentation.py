@@ -27,7 +27,7 @@ from volseg.data.cases import Classes
 from volseg.data.dropping import choose_dropped
 from volseg.data.mirroring import plan_mirroring
 from volseg.data.spatial import Matrix, resample, rotation_matrix
-from volseg.errors import ConfigError, DataError, is_dead_worker, is_out_of_memory
+from volseg.errors import DataError, is_dead_worker, is_out_of_memory
 
 COARSE_AXIS = 2.0
 """An axis whose spacing is this many times the finest is not rotated into the others."""
@@ -100,7 +100,7 @@ class Augmentation:
         masked_channels: numbers of the channels whose zeros are no intensities, and stay zero.
 
     Raises:
-        ConfigError: not one chance of mirroring per axis.
+        ConfigError: not one chance of mirroring for each axis.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Augmentation:
         self.angles = rotation_range(config.rotate_degrees, is_coarse)
         self.fine_axes = tuple(axis for axis, coarse in enumerate(is_coarse) if not coarse)
         self.mirroring = plan_mirroring(classes, self.spatial_dims)
-        self.flip = _per_axis(config.flip, self.spatial_dims)
+        self.flip = config.flips(self.spatial_dims)
         self.masked_channels = tuple(masked_channels)
 
     def draw(self, rng: np.random.Generator, num_channels: int) -> Changes:
@@ -233,16 +233,6 @@ class Augmentation:
         )
         _apply(image, changes.gamma_inverted, partial(intensity.change_gamma_, inverted=True))
         _apply(image, changes.gamma, partial(intensity.change_gamma_, inverted=False))
-
-
-def _per_axis(chances: float | Sequence[float], dims: int) -> tuple[float, ...]:
-    if isinstance(chances, float):
-        return (chances,) * dims
-    if len(chances) != dims:
-        raise ConfigError(
-            f"augmentation.flip {list(chances)}; expected one value, or {dims}, one per axis."
-        )
-    return tuple(chances)
 
 
 def _apply(image: Tensor, numbers: PerChannel, change: Callable[[Tensor, float], object]) -> None:

@@ -22,7 +22,7 @@ from volseg.errors import ConfigError, DataError, MachineError
 from volseg.networks import SegmentationNetwork, build_network, prefer_speed_
 from volseg.networks.weights import digest_weights, load_weights
 from volseg.planning.plan import Plan
-from volseg.run_folder import DATASET_FILE, PLAN_FILE
+from volseg.run_folder import DATASET_FILE, LAST, PLAN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class ModelFacts(Record):
 
     plan: Plan
     classes: Classes
-    mirrored: bool | None = None
-    """Whether it was trained with mirrored patches; None if nobody says."""
+    mirrored: tuple[int, ...] | None = None
+    """Axes along which the patches of its training were mirrored; None if nobody says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,16 @@ def load_model(
         for facts, own in zip(every, paths, strict=True)
         for path in own
     )
-    return Model(networks, every[0], chosen, digest_weights([p for own in paths for p in own]))
+    facts = every[0].model_copy(update={"mirrored": _join_mirrored(every)})
+    return Model(networks, facts, chosen, digest_weights([p for own in paths for p in own]))
+
+
+def _join_mirrored(every: Sequence[ModelFacts]) -> tuple[int, ...] | None:
+    """Axes that all models have seen mirrored; None if one does not say."""
+    known = [facts.mirrored for facts in every if facts.mirrored is not None]
+    if len(known) < len(every):
+        return None
+    return tuple(axis for axis in known[0] if all(axis in axes for axes in known))
 
 
 def _check_together(folder: Path, facts: ModelFacts, other: Path, others: ModelFacts) -> None:
@@ -116,21 +125,24 @@ def read_facts(folder: Path) -> ModelFacts:
     if (folder / PLAN_FILE).is_file() and (folder / DATASET_FILE).is_file():
         dataset = Dataset.read_json(folder / DATASET_FILE)
         plan = Plan.read_yaml(folder / PLAN_FILE)
-        return ModelFacts(plan=plan, classes=dataset.classes, mirrored=_was_mirrored(folder))
+        mirrored = _find_mirrored(folder, plan.spatial_dims)
+        return ModelFacts(plan=plan, classes=dataset.classes, mirrored=mirrored)
     raise ConfigError(
         f"{folder} is no model; expected a run folder ({PLAN_FILE}, {DATASET_FILE}) or a bundle "
         f"({BUNDLE_FILE}). Train one with `volseg train`."
     )
 
 
-def _was_mirrored(run: Path) -> bool | None:
-    """Whether all trainings of a run mirrored their patches."""
+def _find_mirrored(run: Path, spatial_dims: int) -> tuple[int, ...] | None:
+    """Axes along which all trainings of a run mirrored their patches."""
     try:
         configs = [Config.read_yaml(path) for path in run.glob("fold_*/config.yaml")]
+        chances = [config.augmentation.flips(spatial_dims) for config in configs]
     except ConfigError:
         # Of an older version, perhaps; nothing else of it is needed.
         return None
-    return all(config.augmentation.mirrors for config in configs) if configs else None
+    axes = range(spatial_dims)
+    return tuple(axis for axis in axes if all(c[axis] for c in chances)) if chances else None
 
 
 def find_weights(
@@ -151,7 +163,12 @@ def find_weights(
     paths = [folder / f"fold_{fold}" / name for fold in folds]
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:
-        what = missing[0] if missing else f"{folder}/fold_*/{name}"
+        what = missing[0] if missing else folder / "fold_*" / name
+        if what.with_name(LAST).is_file():
+            raise ConfigError(
+                f"{what} does not exist: no validation has chosen a best one. Predict with "
+                "--checkpoint last."
+            )
         raise ConfigError(
             f"{what} does not exist: that fold has not been trained. Run `volseg train` first."
         )
@@ -216,11 +233,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def count_steps(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps that a ``checkpoint_last.pt`` has behind it, and those of the whole training."""
+    return state["counters"]["step"], state["training"]["budget"]["end"]
+
+
 def _warn_of_unfinished(state: Mapping[str, Any], path: Path) -> None:
     """Say that a training was stopped, or still goes on: its weights count as much as others'."""
     if "counters" not in state:
         return
-    done, wanted = state["counters"]["step"], state["training"]["budget"]["end"]
+    done, wanted = count_steps(state)
     if done < wanted:
         logger.warning("%s has been trained for %d of %d steps so far", path, done, wanted)
 

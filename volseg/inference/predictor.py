@@ -20,7 +20,7 @@ from torch import Tensor
 
 from volseg.data.cases import Classes
 from volseg.data.content import Box
-from volseg.data.mirroring import plan_mirroring
+from volseg.data.mirroring import Mirroring, plan_mirroring
 from volseg.data.preprocessing import Prepared, prepare
 from volseg.data.reading import read_channels
 from volseg.errors import ConfigError, DataError, MachineError
@@ -131,11 +131,6 @@ class Predictor:
         self._at_once = count_at_once(facts.plan.patch, model.device)
         self._window_bytes = _count_window_bytes(facts) * self._at_once
         self._members = _prepare_members(model, self.options, self._at_once)
-        if self.options.mirror and facts.mirrored is False:
-            logger.warning(
-                "mirrored images are averaged, and the model was trained without (augmentation."
-                "flip): expect worse results than without --mirror"
-            )
         self._postprocessing = plan_postprocessing(
             facts.classes, self.options.largest, self.options.least_ml
         )
@@ -383,8 +378,25 @@ def _prepare_members(model: Model, options: Options, at_once: int) -> Members:
         model.device,
         precision=precision,
         overlapping=bool(classes.regions),
-        mirroring=plan_mirroring(classes, plan.spatial_dims) if options.mirror else None,
+        mirroring=_choose_mirroring(model.facts) if options.mirror else None,
     )
+
+
+def _choose_mirroring(facts: ModelFacts) -> Mirroring:
+    """Along the axes that the training mirrored; along all where it mirrored none, with a warning.
+
+    Classes with a side are kept apart.
+    """
+    mirroring = plan_mirroring(facts.classes, facts.plan.spatial_dims)
+    if facts.mirrored is None:
+        return mirroring
+    if not facts.mirrored:
+        logger.warning(
+            "mirrored images are averaged, and the model was trained without (augmentation.flip): "
+            "expect worse results than without --mirror"
+        )
+        return mirroring
+    return replace(mirroring, axes=tuple(a for a in mirroring.axes if a in facts.mirrored))
 
 
 def _count_window_bytes(facts: ModelFacts) -> float:

@@ -118,8 +118,8 @@ def make_plan(
 
 
 def _round(spacing_mm: Sequence[float]) -> tuple[float, ...]:
-    """To what a person can read in ``plan.yaml``."""
-    return tuple(round(value, 5) for value in spacing_mm)
+    """To six digits, which a person can read in ``plan.yaml``."""
+    return tuple(float(f"{value:.6g}") for value in spacing_mm)
 
 
 def _check_fixed(fixed: PlanConfig, fingerprint: Fingerprint, slice_axis: int | None) -> None:
@@ -447,6 +447,9 @@ def _explain(
             f"Slices: a 2D network sees those along axis {axis} one by one. Volumes are never "
             "resampled there; the spacing is their median."
         )
+    most, levels = config.plan.num_levels, len(plan.network.channels)
+    if most and levels < most:
+        lines.append(f"Levels: {levels}, since a patch of this size has no more to halve.")
     if any(n.scheme == "ct" for n in plan.normalisation) and config.plan.normalisation is None:
         lines.append("Normalisation 'ct': the channel is CT by its name or its values in HU.")
     return tuple(lines)

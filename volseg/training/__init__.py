@@ -1,6 +1,5 @@
 """From a dataset to a run folder: plan, cache, engine, checkpoints, history."""
 
-from volseg.training.history import has_ended
-from volseg.training.train import train
+from volseg.training.train import has_ended, train
 
 __all__ = ["has_ended", "train"]

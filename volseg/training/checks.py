@@ -35,13 +35,14 @@ def check_training(plan: Plan, config: Config, classes: Classes) -> None:
 
     Raises:
         ConfigError: the network refuses its options or the patch, or cannot be supervised or begin
-            as the configuration says.
+            as the configuration says, or mirroring is said for another number of axes.
         DataError: the pretrained weights do not fit.
     """
     network = check_network(plan, classes)
     if isinstance(network, OwnNetwork):
         check_own_network(plan.network.name, config)
     check_supervision(network, plan, config.loss, classes)
+    config.augmentation.flips(plan.spatial_dims)
     choose_optimizer(config.optimizer, network)
     freeze(network, config.optimizer.freeze)
     if config.training.start_from is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from volseg.config import TrainingConfig
 from volseg.errors import ConfigError
+from volseg.inference.model import count_steps
 from volseg.networks.weights import load_weights
 from volseg.run_folder import LAST, RunFolder
 from volseg.training.engine import Learner
@@ -27,8 +28,7 @@ def check_finished(run: RunFolder, folds: Sequence[int]) -> None:
             raise ConfigError(
                 f"{path.parent} holds no training to extend. Leave --resume out to train it."
             )
-        state = load_weights(path)
-        step, end = state["counters"]["step"], state["training"]["budget"]["end"]
+        step, end = count_steps(load_weights(path))
         if step < end:
             raise ConfigError(
                 f"{path.parent} was stopped at step {step} of {end}; expected a finished training "

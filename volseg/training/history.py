@@ -39,12 +39,6 @@ def read_step_seconds(path: Path) -> float | None:
     return 60 * float(rows[-1]["minutes"]) / int(rows[-1]["step"]) if rows else None
 
 
-def has_ended(fold: Path) -> bool:
-    """Whether the training in the folder of a fold has come to its end."""
-    rows = _read(fold / "history.jsonl")
-    return bool(rows) and float(rows[-1]["progress"]) >= 1
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     """Complete lines; a line cut by a kill is left out."""
     rows = []

@@ -62,8 +62,7 @@ def open_loggers(trainer: Engine, config: Config, history: History) -> Iterator[
             _attach(trainer, history, "tensorboard", partial(_to_tensorboard, board))
         if "mlflow" in names:
             flow = MLflowLogger()
-            stack.enter_context(flow)
-            stack.push(partial(_end_failed, flow))
+            stack.push(partial(_end, flow))
             flow.set_tag("mlflow.runName", _name_run(history.path.parent))
             flow.log_params(dict(_flatten(config.model_dump(mode="json"))))
             _attach(trainer, history, "mlflow", partial(_to_mlflow, flow))
@@ -85,10 +84,12 @@ def _attach(
     trainer.add_event_handler(TrainingEvents.ROUND_COMPLETED, follow)
 
 
-def _end_failed(flow: MLflowLogger, kind: type[BaseException] | None, *_: object) -> None:
-    """Tell MLflow that a training failed, which would take it for finished."""
-    if kind is not None:
-        flow.end_run(status="FAILED")
+def _end(flow: MLflowLogger, kind: type[BaseException] | None, *_: object) -> None:
+    """Tell MLflow whether a training failed; whatever it says, that does not change."""
+    try:
+        flow.end_run(status="FINISHED" if kind is None else "FAILED")
+    except Exception as error:
+        logger.warning("mlflow has not been told of the end (%s)", error)
 
 
 def _to_tensorboard(board: TensorboardLogger, row: Mapping[str, Any]) -> None:

@@ -81,7 +81,8 @@ def choose_validation(
             raise ConfigError(
                 "training.patience without a validation case; expected one at least. Leave it out."
             )
-        return [], 1
+        # Nothing validates, and the picture is drawn as often as if it did.
+        return [], math.ceil(num_rounds / VALIDATIONS)
     steps = (training.epochs or 0) * training.steps_per_epoch
     total_s = training.minutes * 60 if training.minutes else steps * step_seconds
     case_s = predict_steps(cases, plan) / len(cases) * step_seconds

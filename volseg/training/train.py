@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -21,13 +22,15 @@ from volseg.data.cache import CachedCase, build_cache
 from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split
 from volseg.errors import ConfigError
-from volseg.inference.model import build_planned_network, choose_device
+from volseg.inference.model import build_planned_network, choose_device, count_steps
 from volseg.networks import ResNetUNet, choose_shape_device, inside_slices
 from volseg.networks.memory import recompute_
+from volseg.networks.weights import load_weights
 from volseg.planning import Fingerprint
 from volseg.progress import show_progress
 from volseg.run_folder import (
     LAST,
+    RunFolder,
     extend_fold,
     hold_fold,
     name_config_before,
@@ -76,6 +79,8 @@ from volseg.training.transfer import count_seen, freeze, transfer_weights
 
 logger = logging.getLogger(__name__)
 
+LOCK_PATIENCE_S = 150.0
+"""File systems of a network take a lock from a machine that is gone after 90 seconds or so."""
 ROUNDS_BY_TIME = 25
 """Rows of history of a training whose length is given in minutes."""
 
@@ -149,7 +154,10 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
         is_begun = agree_on((setting.run.fold(number) / LAST).exists())
         goes_on = number in restarted or (resume and bool(is_begun or fold != "all"))
         now_extends = extends and number not in restarted
-        with hold_fold(setting.run.fold(number)) if is_first() else nullcontext():
+        # On another machine torchrun may be back before the lock of the one that is gone is.
+        patience_s = LOCK_PATIENCE_S if setting.job else 0.0
+        folder = setting.run.fold(number)
+        with hold_fold(folder, patience_s) if is_first() else nullcontext():
             is_done = train_fold(replace(setting, extends=now_extends), number, goes_on)
         if not is_done:
             break
@@ -194,6 +202,21 @@ def resumed_config(output: Path, config: Config, fold: int | str = "all") -> Con
     # An extension is a fold's own; the others are as long as that one was at first.
     first = begun[0].with_name(name_config_before(1))
     return Config.read_yaml(first if first.exists() else begun[0])
+
+
+def has_ended(run: Path, fold: int | str) -> bool:
+    """Whether a fold, or all, have come to their end.
+
+    Args:
+        run: the run folder.
+        fold: as for `train`.
+    """
+    number = len(json.loads(RunFolder(run).splits.read_text(encoding="utf-8")))
+    checkpoints = [RunFolder(run).fold(k) / LAST for k in choose_folds(fold, number)]
+    if not all(path.exists() for path in checkpoints):
+        return False
+    steps = (count_steps(load_weights(path)) for path in checkpoints)
+    return all(done >= wanted for done, wanted in steps)
 
 
 def choose_folds(fold: int | str, num_folds: int) -> list[int]:
@@ -324,12 +347,11 @@ def _make_validator(
     if not counters.validation:
         chosen, counters.validate_every = choose(cases)
         counters.validation = [case.case_id for case in chosen]
-        logger.info(
-            "validation: %d of %d cases, every %d rounds",
-            len(chosen),
-            len(cases),
-            counters.validate_every,
-        )
+        if cases:
+            every = counters.validate_every
+            logger.info(
+                "validation: %d of %d cases, every %d rounds", len(chosen), len(cases), every
+            )
     kept = [case for case in cases if case.case_id in counters.validation]
     if setting.extends:
         _, counters.validate_every = choose(kept, keep_all=True)
@@ -349,7 +371,7 @@ def _make_loader(
     augment = Augmentation(
         config.augmentation, plan.spacing_mm, classes, optional, slice_axis, masked
     )
-    if config.augmentation.mirrors:
+    if any(augment.flip):
         logger.info("mirroring: %s", augment.mirroring.describe(classes.names))
     patches = PatchDataset(
         cases,
@@ -422,7 +444,14 @@ def _start_from(source: Path, network: nn.Module, setting: Setting, fold: int) -
     report = transfer_weights(network, setting.plan, setting.dataset.classes, source, fold)
     logger.info("%s", report)
     validation = select_cases(setting.dataset, setting.splits[fold].validation)
-    if seen := count_seen(source, fold, validation):
+    seen = count_seen(source, fold, validation)
+    if seen is None:
+        logger.warning(
+            "%s does not say which cases it was trained on: where they validate now, their Dice "
+            "will be too good",
+            source,
+        )
+    elif seen:
         logger.warning(
             "%s was trained on %d of the %d cases that are to validate: their Dice will be too "
             "good. For an honest one use its splits.json, or cases that it has not seen.",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from volseg.config import PlanConfig
 from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.splits import read_splits
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, DataError
 from volseg.inference.model import ModelFacts, find_weights, read_facts, trained_folds
 from volseg.networks import build_network, choose_shape_device
 from volseg.networks.weights import load_weights
@@ -148,13 +148,13 @@ def transfer_weights(
         tuple(adapted),
         fresh=tuple(name for name in ours if name not in taken),
         unused=tuple(name for name in theirs if name not in taken),
-        new_classes=_missing(_match_names(classes), _match_names(facts.classes)),
+        new_classes=_list_new(classes, facts.classes),
         new_channels=_missing(plan.channel_names, facts.plan.channel_names),
     )
 
 
-def count_seen(source: Path, fold: int, cases: Sequence[Case]) -> int:
-    """How many cases the weights that `transfer_weights` takes were trained on; 0 for a bundle.
+def count_seen(source: Path, fold: int, cases: Sequence[Case]) -> int | None:
+    """How many cases the weights that `transfer_weights` takes were trained on.
 
     A case is known by where its images are.
 
@@ -162,13 +162,17 @@ def count_seen(source: Path, fold: int, cases: Sequence[Case]) -> int:
         source: a run folder or bundle.
         fold: that is trained.
         cases: that are to validate.
+
+    Returns:
+        None if the source does not say.
     """
-    splits = source / SPLITS_FILE
-    if not splits.is_file() or not (source / DATASET_FILE).is_file():
-        return 0
-    dataset = Dataset.read_json(source / DATASET_FILE)
-    number = int(_find_source(source, fold).parent.name.removeprefix("fold_"))
-    trained = set(read_splits(splits, dataset.cases)[number].train)
+    number = _find_source(source, fold).parent.name.removeprefix("fold_")
+    try:
+        dataset = Dataset.read_json(source / DATASET_FILE)
+        trained = set(read_splits(source / SPLITS_FILE, dataset.cases)[int(number)].train)
+    except (ConfigError, DataError, ValueError, IndexError):
+        # A bundle, or splits that were edited since.
+        return None
     seen = {_locate(case) for case in dataset.cases if case.case_id in trained}
     return sum(_locate(case) in seen for case in cases)
 
@@ -215,7 +219,15 @@ def _find_named_axes(plan: Plan, classes: Classes) -> dict[str, tuple[str, int]]
 def _match_names(classes: Classes) -> tuple[str, ...]:
     """Outputs by the name under which they are matched: the background has many, capitals any."""
     names = tuple(name.casefold() for name in classes.output_names)
+    if len(set(names)) < len(names):
+        names = classes.output_names
     return names if classes.regions else ("background", *names[1:])
+
+
+def _list_new(classes: Classes, known: Classes) -> tuple[str, ...]:
+    """Names of the outputs that another model has not."""
+    pairs = zip(classes.output_names, _match_names(classes), strict=True)
+    return tuple(name for name, matched in pairs if matched not in _match_names(known))
 
 
 def _fits(ours: Tensor, theirs: Tensor, axis: int) -> bool:

@@ -74,7 +74,7 @@ def _case_dice(
     try:
         predicted = _predict(members, image, plan, classes, at_once, place)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or (at_once, place) == (1, CPU):
             raise
     if predicted is None:
         # Behind the handler, whose error keeps the feature maps alive.
