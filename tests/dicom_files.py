@@ -66,7 +66,7 @@ def write_series(
             change(int(index), dataset)
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.save_as(folder / f"I{place:04d}.dcm", enforce_file_format=True)
     return folder

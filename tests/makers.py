@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -156,6 +156,14 @@ def _describe(
             "test": [],
         }
     return {}
+
+
+def write_tree(root: Path, own: str, files: Mapping[str, str]) -> Path:
+    """A file system with the cgroups of a process, and what its folders of cgroups say."""
+    for path, text in {"proc/self/cgroup": own, **files}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text + "\n")
+    return root
 
 
 def make_plan(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Plan:

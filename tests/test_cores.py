@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from makers import write_tree
 
 from volseg.cores import count_cores
 
@@ -14,14 +15,6 @@ from volseg.cores import count_cores
 def _large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-
-
-def write_tree(root: Path, own: str, files: dict[str, str]) -> Path:
-    """A file system with the cgroups of a process, and what its folders of cgroups say."""
-    for path, text in {"proc/self/cgroup": own, **files}.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text + "\n")
-    return root
 
 
 def test_affinity_counts_and_not_the_machine(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ LEVELS = {
     "volseg.atomic": 0,
     "volseg.geometry": 0,
     "volseg.allocation": 0,
+    "volseg.control_groups": 0,
     "volseg.cores": 0,
     "volseg.config": 1,
     "volseg.progress": 1,

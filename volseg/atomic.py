@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from volseg.errors import MachineError
+from volseg.errors import FullDiskError
 
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.|$)")
 
@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str], replaces: bool = True) -> Iterator
 
     Raises:
         FileExistsError: there is a file, which must stay.
-        MachineError: the disk is full.
+        FullDiskError: there is no room.
     """
     path = Path(path)
     with explain_full_disk(path):
@@ -58,7 +58,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     If another process made `path` meanwhile, its folder stays and ours is dropped.
 
     Raises:
-        MachineError: the disk is full.
+        FullDiskError: there is no room.
     """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     with explain_full_disk(path):
@@ -129,7 +129,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(
+            raise FullDiskError(
                 f"no space left while writing {path}; what was there stays. Free some space."
             ) from error
         raise

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from volseg.control_groups import find_groups
+
 _QUOTA_AND_PERIOD = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
 """Files of cgroups of version 2, and of version 1."""
 
@@ -28,7 +30,7 @@ def count_cores(root: Path = Path("/")) -> int:
 
 def _find_quotas(root: Path) -> Iterator[float]:
     """Cores that the process's cgroups allow, and those around them, as far as it sees them."""
-    for group in _find_groups(root):
+    for group in find_groups("cpu", root):
         for files in _QUOTA_AND_PERIOD:
             # A file may be missing, and "max" is no number.
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
@@ -36,17 +38,3 @@ def _find_quotas(root: Path) -> Iterator[float]:
                 # Version 1 says -1 where there is none.
                 if int(quota) > 0:
                     yield int(quota) / int(period)
-
-
-def _find_groups(root: Path) -> Iterator[Path]:
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = top / own.strip("/")
-        yield from (path for path in (group, *group.parents) if path.is_relative_to(top))

@@ -35,6 +35,10 @@ class MachineError(VolsegError, RuntimeError):
     exit_code = 4
 
 
+class FullDiskError(MachineError):
+    """The disk is full."""
+
+
 def check_choice(what: str, value: object, choices: Collection[str]) -> None:
     """Refuse a name that is not known, and offer the nearest one.
 
@@ -52,9 +56,10 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
         raise ConfigError(f"{what} {value!r}; expected one of {', '.join(choices)}.{hint}")
 
 
+_NO_MAIN_MEMORY = "can't allocate memory"
 _NO_MEMORY = (
     "out of memory",
-    "can't allocate memory",
+    _NO_MAIN_MEMORY,
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "DEVICE_ALLOCATION_FAILED",
@@ -66,6 +71,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short, on a GPU or on a CPU."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     return said or isinstance(error, MemoryError)
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether it was a GPU's memory that was short."""
+    is_main = isinstance(error, MemoryError) or _NO_MAIN_MEMORY in str(error)
+    return is_out_of_memory(error) and not is_main
 
 
 def is_dead_worker(error: BaseException) -> bool:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import volseg
 from volseg.config import ConfigError
 from volseg.data.cases import Classes
 from volseg.data.content import Box, find_content
@@ -84,6 +89,51 @@ def test_zscore_inside_nonzero_leaves_zeros() -> None:
     inside = ZSCORE.model_copy(update={"nonzero_only": True})
     values = normalise(torch.tensor([0.0, 2.0, 4.0, 0.0]), inside)
     assert values.tolist() == [0, -1, 1, 0]
+
+
+def test_normalising_leaves_the_image_as_it_is() -> None:
+    """Where nothing is resampled it is the array of whoever called."""
+    inside = ZSCORE.model_copy(update={"nonzero_only": True})
+    for normalisation in (CT, ZSCORE, inside):
+        values = torch.tensor([0.0, 2.0, 400.0, 0.0])
+        normalise(values, normalisation)
+        assert values.tolist() == [0, 2, 400, 0]
+    assert normalise(torch.zeros(4), inside).tolist() == [0, 0, 0, 0]
+
+
+NORMALISE_ALONE = """
+import sys
+from pathlib import Path
+import torch
+from volseg.data.preprocessing import normalise
+from volseg.planning import Normalisation
+
+def look(word):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(word))
+
+channel = torch.ones(25_000_000)
+channel[::7] = 0
+for text in sys.argv[1:]:
+    before = look("VmRSS:")
+    normalise(channel, Normalisation.model_validate_json(text))
+    print((look("VmHWM:") - before) / (4 * len(channel)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak")
+def test_normalising_takes_the_room_of_its_result() -> None:
+    inside = ZSCORE.model_copy(update={"nonzero_only": True})
+    texts = [normalisation.model_dump_json() for normalisation in (CT, ZSCORE, inside)]
+    done = subprocess.run(
+        [sys.executable, "-c", NORMALISE_ALONE, *texts],
+        env={**os.environ, "PYTHONPATH": str(Path(volseg.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Of bytes per byte of the channel; the last one has a mask of a quarter as well.
+    assert [float(line) for line in done.stdout.split()] == pytest.approx([1, 1, 1.25], abs=0.15)
 
 
 def test_constant_image_becomes_zero() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import write_series
 from makers import OBLIQUE
 from pydicom.dataset import Dataset
 
 from volseg.errors import DataError
-from volseg.images import read_header, read_image
+from volseg.images import is_series, read_header, read_image
 
 STORED = np.random.default_rng(0).integers(-500, 3000, (9, 7, 5)).astype(np.int16)
 
@@ -179,7 +181,7 @@ def test_a_slice_without_place_or_voxels_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     refuse(folder, r"I0003\.dcm is damaged")
     (tmp_path / "empty").mkdir()
-    refuse(tmp_path / "empty", "a folder without DICOM files")
+    refuse(tmp_path / "empty", "a folder without slices")
 
 
 def test_frames_and_colours_are_refused(tmp_path: Path) -> None:
@@ -196,3 +198,97 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("nothing")
     (folder / ".hidden.dcm").write_text("nothing")
     assert read_image(folder).array.shape == (1, 9, 7, 5)
+
+
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+
+
+def write_as(folder: Path, number: str) -> Path:
+    """One DICOM file that says that it is of a class of objects."""
+
+    def declare(index: int, dataset: Dataset) -> None:
+        dataset.SOPClassUID = f"{STORAGE}{number}"
+
+    write_series(folder, STORED[..., :1], np.eye(4), change=declare)
+    return folder / "I0000.dcm"
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["481.2", "481.3", "481.5", "88.11", "88.59", "11.1", "66.1", "66.4", "104.1", "9.1.1", "30"],
+)
+def test_what_is_no_image_of_the_patient_is_left_out(
+    number: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_series(tmp_path / "s", STORED, np.eye(4))
+    alone = write_as(tmp_path / "alone", number)
+    assert not is_series(alone.parent)
+    refuse(alone.parent, "a folder without slices")
+    caplog.clear()
+    for name in ("a.dcm", "b.dcm"):
+        shutil.copy(alone, folder / name)
+    assert is_series(folder)
+    assert read_image(folder).array.shape == (1, *STORED.shape)
+    assert read_header(folder)[0].shape == STORED.shape
+    assert caplog.messages == [f"{folder}: 2 DICOM files that are no slices are left out."]
+
+
+@pytest.mark.parametrize("number", ["4", "128", "481.1", "3.1", "300"])
+def test_what_may_be_an_image_is_looked_at(number: str, tmp_path: Path) -> None:
+    assert is_series(write_as(tmp_path / "s", number).parent)
+
+
+def test_a_file_that_does_not_say_what_it_is_is_looked_at(tmp_path: Path) -> None:
+    for content in (b"", b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM\2\0\0\0UL"):
+        (tmp_path / "a.dcm").write_bytes(content)
+        assert is_series(tmp_path)
+        refuse(tmp_path, r"a\.dcm is damaged or no image")
+
+
+def test_a_tag_of_strange_content_is_refused(tmp_path: Path) -> None:
+    def repeat(index: int, dataset: Dataset) -> None:
+        dataset.Rows = [dataset.Rows, dataset.Rows]
+
+    folder = write_series(tmp_path / "s", STORED, np.eye(4), change=repeat)
+    refuse(folder, r"has no usable \(0028,0010\); expected a number")
+
+
+def test_a_slice_alone_says_what_to_give(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", STORED, np.eye(4))
+    for name in ("I0001.dcm", "I0001"):
+        path = shutil.copy(folder / "I0000.dcm", folder / name)
+        with pytest.raises(DataError, match="is a slice of a DICOM series; expected the folder"):
+            read_image(path)
+
+
+def test_real_slices_lie_where_their_headers_say(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "tricky" / "dicom_series" / "ct_rtstruct"
+    assert not is_series(source / "mask")
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for path in (*(source / "image").iterdir(), source / "mask" / "RS.dcm"):
+        shutil.copy(path, folder)
+    image = read_image(folder)
+    parts = [pydicom.dcmread(path) for path in sorted((source / "image").iterdir())]
+    assert image.array.shape[1:] == (parts[0].Columns, parts[0].Rows, len(parts))
+    # Every slice by itself: the one of the volume that lies at its place has its values.
+    for part in parts:
+        place = np.array([*part.ImagePositionPatient, 1.0]) * [-1, -1, 1, 1]
+        index = np.linalg.solve(image.geometry.affine, place)
+        assert index == pytest.approx([0, 0, round(index[2]), 1], abs=1e-3)
+        corner = np.array([part.Columns - 1, part.Rows - 1])
+        along = np.reshape(part.ImageOrientationPatient, (2, 3)).astype(float)
+        steps = corner * [float(part.PixelSpacing[1]), float(part.PixelSpacing[0])]
+        far = place[:3] + np.array([-1, -1, 1]) * (steps @ along)
+        found = image.geometry.affine @ [*corner, round(index[2]), 1]
+        assert found[:3] == pytest.approx(far, abs=1e-3)
+        values = part.pixel_array.T * float(part.RescaleSlope) + float(part.RescaleIntercept)
+        assert np.array_equal(image.array[0, ..., round(index[2])], values)
+
+
+def test_a_real_gantry_that_is_tilted_is_refused_with_its_angle(shared_data: Path) -> None:
+    """Its slices are unevenly spaced as well."""
+    folder = shared_data / "tricky" / "dicom_series" / "ct_gantry_tilt"
+    (path, *_) = sorted(folder.iterdir())
+    angle = float(pydicom.dcmread(path, stop_before_pixels=True).GantryDetectorTilt)
+    refuse(folder, rf"gantry tilt of {angle:.1f} degrees")

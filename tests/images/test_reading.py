@@ -62,7 +62,7 @@ def test_missing_files_folders_and_strange_names_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"a\.nii\.gz does not exist\."):
         read_image(tmp_path / "a.nii.gz")
-    with pytest.raises(DataError, match="a folder without DICOM files"):
+    with pytest.raises(DataError, match="a folder without slices"):
         read_header(tmp_path)
     with pytest.raises(DataError, match=r"notes\.txt is not an image by its name; expected \.nii"):
         read_image(tmp_path / "notes.txt")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nrrd
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import write_series
 from makers import OBLIQUE, make_affine
@@ -59,27 +60,51 @@ def make_series_affine(order, signs) -> np.ndarray:
     return affine
 
 
-@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
-def test_a_dicom_segmentation_lies_where_its_series_lies(signs, tmp_path: Path) -> None:
-    import highdicom
-
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_dicom_segmentation_lies_where_its_series_lies(order, tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 1000, (9, 7, 5))
-    folder = write_series(tmp_path / "s", stored, make_series_affine((0, 1, 2), signs))
-    source = read_image(folder)
     labels = make_labels((9, 7, 5))
-    path = tmp_path / "case.dcm"
-    write_labels(path, labels, source.geometry, NAMES, folder)
-    segmentation = highdicom.seg.segread(path)
-    found = [segmentation.get_segment_description(n) for n in segmentation.segment_numbers]
-    assert [part.segment_label for part in found] == ["left lung", "tumour"]
-    volume = segmentation.get_volume(combine_segments=False)
-    # Voxel by voxel through the affines: an independent reader may turn the axes.
-    ras = np.diag([-1, -1, 1, 1]) @ np.asarray(volume.affine)
-    for channel, value in enumerate((3, 7)):
-        ours = np.argwhere(labels == value) @ source.geometry.affine[:3, :3].T
-        ours += source.geometry.affine[:3, 3]
-        theirs = np.argwhere(volume.array[..., channel]) @ ras[:3, :3].T + ras[:3, 3]
-        assert sort(theirs) == pytest.approx(sort(ours), abs=1e-4)
+    for number, signs in enumerate(itertools.product((1, -1), repeat=3)):
+        folder = write_series(tmp_path / str(number), stored, make_series_affine(order, signs))
+        geometry = read_image(folder).geometry
+        path = tmp_path / f"{number}.dcm"
+        write_labels(path, labels, geometry, NAMES, folder)
+        found = read_segments(path)
+        assert list(found) == ["left lung", "tumour"]
+        for name, value in (("left lung", 3), ("tumour", 7)):
+            ours = np.argwhere(labels == value) @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
+            assert sort(found[name]) == pytest.approx(sort(ours), abs=1e-4)
+
+
+def read_segments(path: Path) -> dict[str, np.ndarray]:
+    """Where the voxels (N, 3) of each segment lie in RAS+ mm, by the standard's own words."""
+    seg = pydicom.dcmread(path)
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    along = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    spacing = np.array(shared.PixelMeasuresSequence[0].PixelSpacing, float)
+    # From row to row is down a column, which is the second direction.
+    steps = np.stack([along[3:] * spacing[0], along[:3] * spacing[1]])
+    places: dict[int, list[np.ndarray]] = {}
+    for pixels, frame in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        group = frame if "SegmentIdentificationSequence" in frame else shared
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        corner = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        lps = corner + np.argwhere(pixels) @ steps
+        places.setdefault(number, []).append(lps * [-1, -1, 1])
+    labels = {part.SegmentNumber: part.SegmentLabel for part in seg.SegmentSequence}
+    return {labels[number]: np.concatenate(parts) for number, parts in sorted(places.items())}
+
+
+def test_nothing_found_is_a_dicom_segmentation_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_series(tmp_path / "s", np.zeros((9, 7, 5), np.int16), np.eye(4))
+    labels, path = np.zeros((9, 7, 5), np.uint8), tmp_path / "a.dcm"
+    write_labels(path, labels, read_image(folder).geometry, NAMES, folder)
+    found = read_segments(path)
+    assert {name: len(places) for name, places in found.items()} == dict.fromkeys(NAMES.values(), 0)
+    # Nor does anybody warn of it.
+    assert not caplog.records
 
 
 def sort(points: np.ndarray) -> np.ndarray:
@@ -93,11 +118,11 @@ def test_what_a_dicom_segmentation_cannot_hold_is_refused(tmp_path: Path) -> Non
     labels = make_labels((9, 7, 5))
     with pytest.raises(ConfigError, match="needs the DICOM series that it is of"):
         write_labels(tmp_path / "a.dcm", labels, geometry, NAMES)
-    with pytest.raises(DataError, match="cannot be empty"):
-        write_labels(tmp_path / "a.dcm", np.zeros_like(labels), geometry, NAMES, folder)
+    with pytest.raises(DataError, match="no class has a name"):
+        write_labels(tmp_path / "a.dcm", np.zeros_like(labels), geometry, None, folder)
     other = Geometry(geometry.shape, np.eye(4) * [2, 2, 2, 1])
     with pytest.raises(ConfigError, match="is not on the grid of"):
         write_labels(tmp_path / "a.dcm", labels, other, NAMES, folder)
-    with pytest.raises(DataError, match="a folder without DICOM files"):
+    with pytest.raises(DataError, match="a folder without slices"):
         write_labels(tmp_path / "a.dcm", labels, geometry, NAMES, tmp_path)
     assert not (tmp_path / "a.dcm").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,49 @@ def test_what_is_not_there_is_refused(network: nn.Module, monkeypatch: pytest.Mo
         prepare_backend("tensorrt", network, SHAPE, CPU)
 
 
+def test_a_runtime_without_tensorrt_says_what_to_install(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = []
+
+    class Session:
+        """That of the package onnxruntime, which passes over what it has not."""
+
+        def __init__(self, program: bytes, options: object, providers: list[object]) -> None:
+            given.extend(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    with pytest.raises(MachineError, match=r"pip install volseg\[tensorrt\]` in an environment w"):
+        backends._build_tensorrt(network, SHAPE, CPU)
+    # What is built is kept beside what was measured, for these weights alone.
+    folders = [Path(given[0][1]["trt_engine_cache_path"])]
+    assert given[0][1]["trt_engine_cache_enable"]
+    assert folders[0].is_dir()
+    assert folders[0].parent == tmp_path / "volseg"
+    given.clear()
+    other = copy.deepcopy(network)
+    next(other.parameters()).mul_(2)
+    for each in (other, network):
+        with pytest.raises(MachineError):
+            backends._build_tensorrt(each, SHAPE, CPU)
+        folders.append(Path(given.pop(0)[1]["trt_engine_cache_path"]))
+        given.clear()
+    assert folders[0] == folders[2] != folders[1]
+
+
+def test_a_choice_has_a_name(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(backends, "_measure", lambda *_: 0.5)
+    assert prepare_backends("auto", (network,), SHAPE, CPU)[1] == "openvino"
+    assert prepare_backends("onnxruntime", (network,), SHAPE, CPU)[1] == "onnxruntime"
+
+
 class Eigenvalues(nn.Module):
     """What OpenVINO has no operation for."""
 
@@ -243,12 +287,12 @@ def test_what_a_runtime_cannot_take_is_for_torch(
     other = Eigenvalues().eval()
     with pytest.raises(MachineError, match="openvino cannot take this network"):
         prepare_backend("openvino", other, SHAPE, CPU)
-    assert prepare_backends("auto", (other,), SHAPE, CPU) == (other,)
+    assert prepare_backends("auto", (other,), SHAPE, CPU) == ((other,), "torch")
     assert "torch computes the network: openvino cannot take" in caplog.text
     # One that goes well beside one that does not.
     monkeypatch.setattr(backends, "_measure", lambda *_: 0.5)
     caplog.clear()
-    assert prepare_backends("auto", (network, other), SHAPE, CPU) == (network, other)
+    assert prepare_backends("auto", (network, other), SHAPE, CPU) == ((network, other), "torch")
     assert caplog.records[-1].levelname == "WARNING"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import write_series
 from makers import write_nifti
 
 import volseg
+from volseg.atomic import explain_full_disk
 from volseg.data.cases import Case
-from volseg.errors import ConfigError, DataError, MachineError
+from volseg.errors import ConfigError, DataError, FullDiskError, MachineError
+from volseg.images import itk
 from volseg.inference import Options, batch
 from volseg.inference.batch import BatchResult, Outputs, predict_cases
 from volseg.inference.inputs import find_inputs, select_shard
@@ -92,6 +96,23 @@ def test_what_is_finished_is_kept(
     os.utime(images / "p2.nii.gz", (future, future))
     with pytest.raises(ConfigError, match=r"p2\.nii\.gz exists and was made from other images"):
         predict(predictor, images, output)
+
+
+def test_what_another_process_finishes_meanwhile_is_no_conflict(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(predictor, images, tmp_path / "theirs")
+    is_done, looked = batch.Job.is_done, []
+
+    def look(self: batch.Job, *arguments: object) -> bool:
+        found = is_done(self, *arguments)
+        looked.append(self)
+        if len(looked) == 3:
+            shutil.copytree(tmp_path / "theirs", tmp_path / "out")
+        return found
+
+    monkeypatch.setattr(batch.Job, "is_done", look)
+    assert list(predict(predictor, images, tmp_path / "out").written) == ["p0", "p1", "p2"]
 
 
 def test_results_of_other_weights_or_options_are_not_kept(
@@ -202,7 +223,9 @@ def test_a_stage_that_dies_takes_one_case_along(
     ("error", "message", "exit_code"),
     [
         (MemoryError(), "memory was short. Set --memory lower", 4),
-        (RuntimeError("CUDA out of memory. Tried"), "memory was short. Set --memory lower", 4),
+        (RuntimeError("CUDA out of memory. Tried"), "GPU's memory was short. Use --device cpu", 4),
+        (RuntimeError("can't allocate memory: you"), "memory was short. Set --memory lower", 4),
+        (MachineError("ITK failed"), "ITK failed", 4),
         (PermissionError(13, "Permission denied", "a"), "Permission denied: 'a'. Look at", 3),
         (ValueError("x"), "x", 1),
     ],
@@ -219,10 +242,13 @@ def test_what_goes_wrong_while_writing_is_the_cases_own(
         save(self, path)
 
     monkeypatch.setattr(batch.Segmentation, "save", fail)
-    result = predict(predictor, images, tmp_path / "out")
+    result = predict(predictor, images, tmp_path / "out", uncertainty=True)
     assert list(result.written) == ["p0", "p2"]
     assert message in str(result.failed["p1"])
     assert result.exit_code == exit_code
+    # Nothing of it is left, neither record nor map.
+    expected = [f"p{n}{what}" for n in (0, 2) for what in (".json", ".nii.gz", "_entropy.nii.gz")]
+    assert names(tmp_path / "out") == expected
     # Its arrays are gone, though the error is kept.
     monkeypatch.undo()
     gc.collect()
@@ -233,12 +259,55 @@ def test_a_full_disk_ends_the_call(
     predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
-        raise MachineError("no space left")
+        with explain_full_disk(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(batch.Segmentation, "save", fail)
-    with pytest.raises(MachineError, match="no space left"):
-        predict(predictor, images, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    with pytest.raises(FullDiskError, match="no space left"):
+        predict(predictor, images, tmp_path / "out", probabilities=True)
+    assert names(tmp_path / "out") == []
+
+
+def test_itk_and_a_full_disk(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ITK says the same of a full disk as of anything else."""
+    sync, called = os.fsync, []
+
+    def fail(image: object, path: str, **options: object) -> None:
+        called.append(path)
+        Path(path).write_bytes(b"a part")
+        raise RuntimeError("ITK ERROR: cannot write")
+
+    monkeypatch.setattr(itk.sitk, "WriteImage", fail)
+    result = predict(predictor, images, tmp_path / "out", suffix=".nrrd")
+    assert [type(error) for error in result.failed.values()] == 3 * [MachineError]
+    called.clear()
+
+    def no_room(descriptor: int) -> None:
+        if called:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(FullDiskError, match=r"no space left while writing .*nrrd"):
+        predict(predictor, images, tmp_path / "out", suffix=".nrrd")
+    assert names(tmp_path / "out") == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volseg.Predictor, "read", None)
+    file = tmp_path / "file"
+    file.touch()
+    for output in (file, file / "a" / "b"):
+        with pytest.raises(ConfigError, match=rf"{file} is no folder; expected .* Change -o"):
+            predict(predictor, images, output)
+    # The tests may be run by one who may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ConfigError, match=rf"{tmp_path} cannot be written to; .* Change -o"):
+        predict(predictor, images, tmp_path / "a" / "b")
 
 
 def test_the_next_case_is_read_while_one_is_segmented(
@@ -308,9 +377,14 @@ def test_dicom_segmentations_of_a_batch(
     assert names(output) == [f"ct_{case}{what}" for case in "ab" for what in files]
     again = predict(predictor, images, output, suffix=".dcm", probabilities=True)
     assert list(again.kept) == ["ct_a", "ct_b"]
-    # Nothing is a result, but none that DICOM can hold; the others go on.
-    empty = predict(nothing, images / "ct", tmp_path / "empty", suffix=".dcm")
-    assert ["cannot be empty" in str(error) for error in empty.failed.values()] == [True, True]
+    # Nothing is a result, too.
+    for _ in range(2):
+        empty = predict(nothing, images / "ct", tmp_path / "empty", suffix=".dcm")
+        assert not empty.failed
+    assert list(empty.kept) == ["a", "b"]
+    found = pydicom.dcmread(tmp_path / "empty" / "a.dcm")
+    assert [part.SegmentLabel for part in found.SegmentSequence] == ["organ_3", "organ_7"]
+    assert not found.pixel_array.any()
     predict(predictor, images / "ct" / "b", output, suffix=".seg.nrrd", probabilities=True)
     assert names(output)[:3] == ["b.json", "b.seg.nrrd", "b_probabilities.nrrd"]
     with pytest.raises(ConfigError, match=r"cannot write labels\.jpg"):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import volseg
 from volseg.data.cases import Case
 from volseg.errors import ConfigError, MachineError
-from volseg.inference import cluster
+from volseg.inference import Options, cluster
 from volseg.inference.batch import BatchResult, Outputs, Work, predict_cases
 from volseg.inference.cluster import Cluster, predict_on_cluster
 from volseg.inference.inputs import find_inputs
@@ -78,18 +81,30 @@ class FakeRay:
 
     Attributes:
         deadly: cases that end the predictor that gets them.
-        load: what a predictor does first.
-        machines: cores and GPUs of each.
+        load: what a predictor does first, with its work.
+        machines: what each has.
+        started: work of every predictor.
     """
 
-    class exceptions:
-        class RayActorError(Exception):
-            pass
+    exceptions = SimpleNamespace(
+        **{
+            name: type(name, (Exception,), {})
+            for name in (
+                "RayActorError",
+                "ActorUnschedulableError",
+                "NodeDiedError",
+                "OutOfMemoryError",
+                "WorkerCrashedError",
+            )
+        }
+    )
 
     def __init__(self, deadly: set[str], machines: list[dict[str, float]]) -> None:
         self.deadly, self.machines = deadly, machines
-        self.load: Callable[[], Exception | None] = lambda: None
+        self.load: Callable[[Work], Work | Exception] = lambda work: work
         self.actors: list[object] = []
+        self.started: list[Work] = []
+        self.loss = "RayActorError"
         self.calls: dict[int, Callable[[], object]] = {}
         self.needs: dict[str, int] = {}
 
@@ -99,20 +114,25 @@ class FakeRay:
 
     def remote(self, **needs: int) -> Callable[[type], object]:
         self.needs = needs
-        return lambda worker: SimpleNamespace(remote=lambda *_: self._start())
+        return lambda worker: SimpleNamespace(remote=lambda work, _: self._start(work))
 
-    def _start(self) -> object:
+    def lose(self) -> None:
+        raise getattr(self.exceptions, self.loss)("killed")
+
+    def _start(self, work: Work) -> object:
+        self.started.append(work)
+
         def call(action: Callable[..., object], *arguments: object) -> int:
             self.calls[len(self.calls)] = partial(action, *arguments)
             return len(self.calls) - 1
 
-        def predict(case: Case) -> BatchResult:
+        def predict(case: Case) -> tuple[BatchResult, list[str]]:
             if case.case_id in self.deadly:
-                raise self.exceptions.RayActorError("killed")
-            return BatchResult(written={case.case_id: Path(case.case_id)})
+                self.lose()
+            return BatchResult(written={case.case_id: Path(case.case_id)}), [case.case_id, "odd"]
 
         actor = SimpleNamespace(
-            load=SimpleNamespace(remote=lambda cases: call(lambda: self.load())),
+            load=SimpleNamespace(remote=lambda cases: call(lambda: (self.load(work), []))),
             predict=SimpleNamespace(remote=partial(call, predict)),
         )
         self.actors.append(actor)
@@ -128,58 +148,160 @@ class FakeRay:
         self.actors.remove(actor)
 
 
-def make_crew(ray: FakeRay, number: int = 6, cpus: int = 4) -> cluster._Crew:
+def make_crew(ray: FakeRay, number: int = 6, cpus: int = 4, **load: object) -> cluster._Crew:
     cases = [
         Case(case_id=f"c{n}", images=(Path(f"{n}.nii"),), patient_id=str(n)) for n in range(number)
     ]
-    return cluster._Crew(ray, Cluster("local", cpus), Work((Path("m"),), Outputs(Path("o"))), cases)
+    work = Work((Path("m"),), Outputs(Path("o")), load)
+    return cluster._Crew(ray, Cluster("local", cpus), work, cases)
 
 
-def test_a_case_that_ends_its_predictors_fails_alone() -> None:
-    ray, seen = FakeRay({"c1"}, [{"CPU": 8.0}]), []
-    crew = make_crew(ray)
-    assert len(ray.actors) == 2
-    result = crew.run(lambda done, total: seen.append((done, total)))
+@pytest.mark.parametrize("loss", list(vars(FakeRay.exceptions)))
+def test_a_case_that_ends_its_predictors_fails_alone(loss: str) -> None:
+    fake, seen = FakeRay({"c1"}, [{"CPU": 8.0}]), []
+    fake.loss = loss
+    assert issubclass(getattr(ray.exceptions, loss), Exception)
+    result = make_crew(fake).run(lambda done, total: seen.append((done, total)))
+    # Two, and one for each that was lost but the last.
+    assert len(fake.started) == 5
     assert set(result.written) == {"c0", "c2", "c3", "c4", "c5"}
     assert "4 predictors ended at this case" in str(result.failed["c1"])
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
 def test_predictors_that_end_while_they_load_are_not_replaced_for_ever() -> None:
-    ray = FakeRay(set(), [{"CPU": 4.0}])
-
-    def die() -> None:
-        raise ray.exceptions.RayActorError("out of memory")
-
-    ray.load = die
+    fake = FakeRay(set(), [{"CPU": 4.0}])
+    fake.load = lambda work: fake.lose()
     with pytest.raises(MachineError, match="ended while they loaded the model"):
-        make_crew(ray).run(None)
+        make_crew(fake).run(None)
+    assert len(fake.started) == 4
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_all() -> None:
-    ray = FakeRay(set(), [{"CPU": 8.0}])
-    ray.load = lambda: ConfigError("no model")
-    crew = make_crew(ray)
+    fake = FakeRay(set(), [{"CPU": 8.0}])
+    fake.load = lambda work: ConfigError("no model")
+    crew = make_crew(fake)
     with pytest.raises(ConfigError, match="no model"):
         crew.run(None)
     crew.dismiss()
-    assert not any(actor in ray.actors for actor, _ in crew.busy.values())
+    assert not any(actor in fake.actors for actor, _ in crew.busy.values())
+
+
+def test_all_predictors_compute_as_the_first_one_has_chosen() -> None:
+    fake, losses = FakeRay(set(), [{"CPU": 16.0}]), [1]
+
+    def choose(work: Work) -> Work:
+        if losses:
+            losses.pop()
+            fake.lose()
+        chosen = work.with_options(backend="openvino")
+        return replace(chosen, roi_backend="torch")
+
+    fake.load = choose
+    crew = make_crew(fake, options=Options(backend="auto", step=0.4))
+    assert len(fake.started) == 1
+    assert len(crew.run(None).written) == 6
+    # The first one is lost, another one chooses, and three follow it.
+    assert [work.options.backend for work in fake.started] == 2 * ["auto"] + 3 * ["openvino"]
+    assert [work.roi_backend for work in fake.started[2:]] == 3 * ["torch"]
+    assert {work.options.step for work in fake.started} == {0.4}
+
+
+def test_what_a_predictor_has_chosen_is_said_by_name(run: Path, tmp_path: Path) -> None:
+    work = Work((run,), Outputs(tmp_path), {"device": "cpu"}, roi=run)
+    predictor = work.make_predictor()
+    predictor.backend, predictor.locator.predictor.backend = "openvino", "torch"
+    settled = work.settle(predictor)
+    assert (settled.options.backend, settled.roi_backend) == ("openvino", "torch")
+    again = settled.make_predictor()
+    assert again.backend == "openvino"
+    assert again.locator.predictor.backend == "torch"
+
+
+def test_warnings_of_predictors_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    make_crew(FakeRay(set(), [{"CPU": 4.0}]), 3).run(None)
+    assert [record.getMessage() for record in caplog.records] == ["c0", "odd", "c1", "c2"]
+
+
+def test_a_predictor_hands_its_warnings_back(
+    run: Path, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = volseg.Predictor.read
+
+    def warn(self: volseg.Predictor, image: object) -> object:
+        logging.getLogger("volseg.images").warning("%s is odd", "it")
+        logging.getLogger("volseg.images").error("told by others")
+        return plain(self, image)
+
+    monkeypatch.setattr(volseg.Predictor, "read", warn)
+    worker = cluster._Worker(
+        Work((run,), Outputs(tmp_path), {"device": "cpu"}), torch.get_num_threads()
+    )
+    (case, *_) = cases = find_inputs([balls / "imagesTr"], 1)
+    settled, warnings = worker.load(cases)
+    assert (settled.options.backend, warnings) == ("torch", [])
+    result, warnings = worker.predict(case)
+    assert list(result.written) == [case.case_id]
+    assert warnings == ["it is odd"]
 
 
 @pytest.mark.parametrize(
-    ("machines", "needs", "number"),
+    ("machines", "device", "needs", "number", "memory_gb"),
     [
         # Four cores each: one of them on each machine, not three on both.
-        ([{"CPU": 6.0}, {"CPU": 6.0}], {"num_cpus": 4}, 2),
-        ([{"CPU": 2.0}], {"num_cpus": 2}, 1),
-        ([{"CPU": 0.0}, {"CPU": 16.0}], {"num_cpus": 4}, 4),
-        ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0}], {"num_gpus": 1, "num_cpus": 2}, 2),
+        ([{"CPU": 6.0}, {"CPU": 6.0}], "auto", {"num_cpus": 4}, 2, None),
+        ([{"CPU": 2.0}], "cpu", {"num_cpus": 2}, 1, None),
+        ([{"CPU": 0.0}, {"CPU": 16.0, "memory": 8e9}], "auto", {"num_cpus": 4}, 4, 2.0),
+        (
+            [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0, "memory": 6e9}],
+            "cuda",
+            {"num_gpus": 1, "num_cpus": 2},
+            2,
+            3.0,
+        ),
+        # The machine where each has the least.
+        (
+            [{"CPU": 8.0, "memory": 8e9}, {"CPU": 4.0, "GPU": 2.0, "memory": 3e9}],
+            "cpu",
+            {"num_cpus": 4},
+            3,
+            3.0,
+        ),
     ],
 )
 def test_predictors_fit_on_their_machines(
-    machines: list[dict[str, float]], needs: dict[str, int], number: int
+    machines: list[dict[str, float]],
+    device: str,
+    needs: dict[str, int],
+    number: int,
+    memory_gb: float | None,
 ) -> None:
-    ray = FakeRay(set(), machines)
-    make_crew(ray)
-    assert ray.needs == {"max_restarts": 0, "max_task_retries": 0, **needs}
-    assert len(ray.actors) == number
+    fake = FakeRay(set(), machines)
+    make_crew(fake, device=device).run(None)
+    assert fake.needs == {"max_restarts": 0, "max_task_retries": 0, **needs}
+    assert len(fake.started) == number
+    assert {work.options.memory_gb for work in fake.started} == {memory_gb}
+
+
+def test_a_ceiling_that_was_asked_for_stays() -> None:
+    fake = FakeRay(set(), [{"CPU": 4.0, "memory": 8e9}])
+    make_crew(fake, options=Options(memory_gb=5.0)).run(None)
+    assert fake.started[0].options.memory_gb == 5.0
+
+
+def test_one_gpu_by_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--device cuda:1 with --ray.* expected cuda"):
+        make_crew(FakeRay(set(), [{"CPU": 4.0, "GPU": 2.0}]), device="cuda:1")
+
+
+@pytest.mark.parametrize("error", [ConnectionError("silence"), ValueError("Invalid address")])
+def test_what_is_no_address_is_told(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cluster, "_import_ray", lambda: SimpleNamespace(init=init))
+    work = Work((tmp_path,), Outputs(tmp_path))
+    with pytest.raises(MachineError, match="no Ray cluster at nowhere"):
+        predict_on_cluster(Cluster("nowhere"), work, [])

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from makers import make_plan, write_tree
 
 import volseg
 from volseg.data.content import Box
 from volseg.errors import ConfigError, MachineError
-from volseg.inference import Options, memory, windows
-from volseg.inference.memory import free_bytes, plan_strips, resident_bytes
+from volseg.geometry import Geometry
+from volseg.inference import Locator, Options, windows
+from volseg.inference import predictor as predictor_module
+from volseg.inference.batch import Outputs, predict_cases
+from volseg.inference.inputs import find_inputs
+from volseg.inference.memory import count_reading, free_bytes, plan_strips, resident_bytes
+from volseg.planning import Plan
 
 SHAPE, WINDOW = (200, 120, 90), (32, 32, 32)
 WHOLE = Box((0, 0, 0), SHAPE)
@@ -157,21 +170,225 @@ def test_a_file_above_the_ceiling_is_not_read(run: Path, tmp_path: Path) -> None
     assert resident_bytes() - before < 2e7
 
 
-def test_what_a_container_has_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    cpu = torch.device("cpu")
-    host = free_bytes(cpu)
-    assert host > 1e8
-    (tmp_path / "memory.max").write_text("2000000\n")
-    (tmp_path / "memory.current").write_text("1500000\n")
-    (tmp_path / "memory.stat").write_text("anon 1200000\ninactive_file 300000\n")
-    assert free_bytes(cpu) == 2000000 - 1500000 + 300000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_bytes(cpu) == pytest.approx(host, rel=0.2)
-    (tmp_path / "memory.max").unlink()
-    old = tmp_path / "memory"
-    old.mkdir()
-    (old / "memory.limit_in_bytes").write_text("900\n")
-    (old / "memory.usage_in_bytes").write_text("500\n")
-    (old / "memory.stat").write_text("total_inactive_file 100\n")
-    assert free_bytes(cpu) == 500
+def test_what_reading_takes_follows_from_the_header() -> None:
+    # The axes of the file are those of the body from the last to the first, 4 mm apart along z.
+    affine = np.array([[0, 0, -1.0, 0], [0, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 1]])
+    grid, plan = Geometry((30, 20, 10), affine), make_plan((1.0, 1.0, 2.0))
+    source, result, coarse = 6000, 2 * 6000, 6000 // 4
+    assert count_reading(grid, 1, [plan]) == 4 * (source + 3 * result)
+    assert count_reading(grid, 2, [plan]) == 8 * (source + 3 * result)
+    other = make_plan((2.0, 2.0, 4.0))
+    assert count_reading(grid, 1, [plan, other]) == 4 * (source + 3 * result)
+    # From 64 bits to 32; with the first result kept, twice the image and twice the second one.
+    assert count_reading(grid, 1, [other]) == 4 * 3 * source
+    same = make_plan((1.0, 1.0, 4.0))
+    assert count_reading(grid, 1, [same, other]) == 4 * (source + 3 * source)
+    assert count_reading(grid, 1, [same, same]) == 4 * (source + 4 * source)
+    assert count_reading(grid, 1, [other, plan]) == 4 * (coarse + source + 3 * result)
+    # A picture is refused once it is read.
+    assert count_reading(Geometry((30, 20), np.eye(4)), 1, [plan]) == 4 * 3 * 600
+
+
+def test_a_file_is_refused_for_what_becomes_of_it(run: Path, tmp_path: Path) -> None:
+    """Slices that are 20 mm thick have 12 times as many voxels for the network."""
+    path = tmp_path / "thick.nii"
+    nib.save(nib.Nifti1Image(np.zeros((200, 200, 50), np.int8), np.diag([1, 1.2, 20, 1])), path)
+    ceiling_gb = 1e-9 * resident_bytes() + 0.15
+    predictor = volseg.Predictor.load(run, device="cpu", options=Options(memory_gb=ceiling_gb))
+    with pytest.raises(MachineError, match=r"thick\.nii: reading it takes this process to"):
+        predictor(path)
+
+
+def test_what_a_locator_sees_is_counted_too(
+    run: Path, balls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def count(grid: Geometry, num_channels: int, plans: list[Plan]) -> float:
+        seen.append((grid.shape, num_channels, plans))
+        return 1e15
+
+    monkeypatch.setattr(predictor_module, "count_reading", count)
+    coarse = volseg.Predictor.load(run, device="cpu")
+    plan = coarse.model.facts.plan
+    other = coarse.model.facts.model_copy(update={"plan": make_plan((3.0, 3.0, 3.0))})
+    coarse.model = replace(coarse.model, facts=other)
+    options, locator = Options(memory_gb=64), Locator(coarse)
+    predictor = volseg.Predictor.load(run, device="cpu", options=options, locator=locator)
+    with pytest.raises(MachineError, match="reading it takes this process to"):
+        predictor(sorted((balls / "imagesTr").iterdir())[0])
+    assert seen == [((20, 18, 14), 1, [plan, other.plan])]
+
+
+def is_free(turn: threading.RLock) -> bool:
+    """Whether another thread could have its turn."""
+
+    def take() -> bool:
+        if taken := turn.acquire(blocking=False):
+            turn.release()
+        return taken
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(take).result()
+
+
+def test_under_a_ceiling_images_go_one_by_one(
+    run: Path, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = sorted((balls / "imagesTr").iterdir())[0]
+    predictor = volseg.Predictor.load(run, device="cpu", options=Options(memory_gb=64))
+    seen = []
+
+    def watch(owner: type, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def call(*arguments: object, **options: object) -> object:
+            seen.append((name, is_free(predictor.turn)))
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watch(volseg.Predictor, "read")
+    watch(volseg.Predictor, "segment")
+    watch(volseg.Segmentation, "save")
+    predictor(image)
+    assert seen == [("read", False), ("segment", False)]
+    seen.clear()
+    predict_cases(predictor, find_inputs([image], 1), Outputs(tmp_path))
+    assert seen == [("read", False), ("segment", False), ("save", False)]
+    assert is_free(predictor.turn)
+
+
+def test_other_images_have_their_share_of_what_is_free(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_module, "free_bytes", lambda device: 1e12)
+    monkeypatch.setattr(predictor_module, "resident_bytes", lambda: 1e9)
+    plain, under_ceiling = (
+        volseg.Predictor.load(run, device="cpu", options=Options(memory_gb=most))
+        for most in (None, 3)
+    )
+    assert plain._room(5) == pytest.approx(0.7e12 - 5 - plain._window_bytes)
+    assert under_ceiling._room(5) == pytest.approx(2e9 - 5 - plain._window_bytes)
+
+
+PREDICT_ALONE = """
+import math, sys
+from pathlib import Path
+import torch
+from makers import make_plan
+from volseg import Predictor
+from volseg.data.cases import Classes
+from volseg.inference import Model, Options
+from volseg.inference.memory import resident_bytes
+from volseg.inference.model import ModelFacts
+
+class Slopes(torch.nn.Module):
+    def forward(self, image):
+        tops = torch.linspace(-2, 2, 80).view(1, -1, 1, 1, 1)
+        return torch.addcmul(-tops.square(), 2 * tops, image)
+
+path, gb = Path(sys.argv[1]), float(sys.argv[2])
+names = ("background", *(f"c{number}" for number in range(1, 80)))
+plan = make_plan().model_copy(update={"patch": (48, 48, 48)})
+facts = ModelFacts(plan=plan, classes=Classes(names=names, values=tuple(range(80))))
+model = Model((Slopes(),), facts, torch.device("cpu"), digest="slopes")
+torch.set_num_threads(1)
+ceiling_gb = 1e-9 * resident_bytes() + gb
+most_gb = ceiling_gb if sys.argv[3] == "ceiling" else None
+predictor = Predictor(model, Options(memory_gb=most_gb, precision="float32"))
+predictor(path).save(path.with_name("labels.nii.gz"))
+lines = Path("/proc/self/status").read_text().splitlines()
+peak_kb = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+print(1.024e-6 * peak_kb / ceiling_gb)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak")
+def test_a_prediction_stays_below_its_ceiling(tmp_path: Path) -> None:
+    """Thick slices become three times as many; 80 classes need strips."""
+    path = tmp_path / "thick.nii.gz"
+    rng = np.random.default_rng(0)
+    nib.save(
+        nib.Nifti1Image(rng.normal(size=(192, 192, 60)).astype(np.float32), np.diag([1, 1, 3, 1])),
+        path,
+    )
+    paths = [str(Path(volseg.__file__).parents[1]), str(Path(__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def measure(word: str) -> float:
+        command = [sys.executable, "-c", PREDICT_ALONE, str(path), "0.5", word]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    assert measure("none") > 1.05
+    assert measure("ceiling") <= 1
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 99999999 kB\nMemAvailable: 8000 kB"}
+HERE, JOB = "sys/fs/cgroup/", "sys/fs/cgroup/a.slice/job/"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {}, 8192000),
+        (
+            "0::/",
+            {
+                f"{HERE}memory.max": "2000000",
+                f"{HERE}memory.current": "1500000",
+                f"{HERE}memory.stat": "anon 1200000\ninactive_file 300000",
+            },
+            800000,
+        ),
+        (
+            "0::/",
+            {
+                f"{HERE}memory.max": "max",
+                f"{HERE}memory.current": "1500000",
+                f"{HERE}memory.stat": "",
+            },
+            8192000,
+        ),
+        # That of a job and of what is around it.
+        (
+            "0::/a.slice/job",
+            {
+                f"{JOB}memory.max": "900",
+                f"{JOB}memory.current": "500",
+                f"{JOB}memory.stat": "inactive_file 100",
+                f"{HERE}a.slice/memory.max": "800",
+                f"{HERE}a.slice/memory.current": "700",
+                f"{HERE}a.slice/memory.stat": "inactive_file 0",
+                f"{HERE}b.slice/memory.max": "10",
+                f"{HERE}b.slice/memory.current": "0",
+                f"{HERE}b.slice/memory.stat": "",
+            },
+            100,
+        ),
+        # Version 1, in a container whose group has a name outside.
+        (
+            "5:cpu:/large\n4:memory:/docker/1f",
+            {
+                f"{HERE}memory/memory.limit_in_bytes": "900",
+                f"{HERE}memory/memory.usage_in_bytes": "500",
+                f"{HERE}memory/memory.stat": "inactive_file 7\ntotal_inactive_file 100",
+                f"{HERE}memory/large/memory.limit_in_bytes": "10",
+                f"{HERE}memory/large/memory.usage_in_bytes": "0",
+                f"{HERE}memory/large/memory.stat": "",
+            },
+            500,
+        ),
+    ],
+)
+def test_what_a_container_or_job_has_left(
+    own: str, files: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    root = write_tree(tmp_path, own, {**MEMINFO, **files})
+    assert free_bytes(torch.device("cpu"), root) == expected
+
+
+def test_who_tells_nothing_sets_no_limit(tmp_path: Path) -> None:
+    assert free_bytes(torch.device("cpu"), tmp_path) == math.inf

@@ -17,12 +17,15 @@ from dicom_files import write_series
 
 import volseg
 from volseg.data.cases import Classes
+from volseg.data.content import Box
 from volseg.data.mirroring import plan_mirroring
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.geometry import Geometry
 from volseg.inference import Locator, Options
+from volseg.inference import predictor as predictor_module
 from volseg.inference.inputs import find_inputs
 from volseg.inference.members import Members, list_mirrorings
+from volseg.inference.memory import plan_strips
 from volseg.inference.model import choose_device
 from volseg.inference.precision import choose_fastest
 from volseg.networks.weights import load_weights, save_weights
@@ -77,10 +80,46 @@ def test_probabilities_sum_to_one_and_agree_with_labels(
     assert segmentation.probabilities is not None
     assert segmentation.probabilities.shape == (3, *segmentation.labels.shape)
     assert segmentation.probabilities.sum(0) == pytest.approx(1, abs=1e-5)
+    # Labels follow from interpolated logits, so that they may differ where two classes are close.
+    second, first = np.sort(segmentation.probabilities, axis=0)[-2:]
+    is_clear = first - second > 0.5
+    values = np.array(segmentation.classes.values)[segmentation.probabilities.argmax(0)]
+    assert np.array_equal(segmentation.labels[is_clear], values[is_clear])
+    assert set(np.unique(values[is_clear])) == {0, 3, 7}
     segmentation.save_probabilities(tmp_path / "p.nii.gz")
     assert nib.load(tmp_path / "p.nii.gz").shape == (*segmentation.labels.shape, 3)
     with pytest.raises(ValueError, match="no probabilities were kept"):
         predictor(image).save_probabilities(tmp_path / "q.nii.gz")
+
+
+def test_the_cpu_blends_the_scores_for_a_gpu_without_room(
+    predictor: volseg.Predictor,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, devices, needed = predictor(image).labels, [], []
+    stream, cpu = predictor_module.stream_scores, torch.device("cpu")
+    # The network stays where it is, and so do its scores.
+    other = volseg.Predictor(predictor.model)
+    other.model = replace(other.model, device=torch.device("cuda"))
+
+    def run_out(*arguments: object, device: torch.device, **options: object):
+        devices.append(device.type)
+        for part in stream(*arguments, device=cpu, **options):
+            yield part
+            if device.type == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(predictor_module, "stream_scores", run_out)
+    monkeypatch.setattr(predictor_module, "stays_on", lambda _, n: needed.append(n) or True)
+    assert np.array_equal(other(image).labels, expected)
+    assert devices == ["cuda", "cpu"]
+    assert "no room to blend on cuda; the CPU does it" in caplog.text
+    # What is blended, as much to decide on it, and what the network takes.
+    shape = predictor.read(image).placement.shape
+    whole = plan_strips(Box((0, 0, 0), shape), shape, other.model.facts.plan.patch, 3)
+    assert needed == [2 * whole.blend_bytes + other._window_bytes]
 
 
 def test_wrong_inputs_are_refused(predictor: volseg.Predictor, image: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,8 @@ from volseg.data.preprocessing import prepare
 from volseg.geometry import Geometry
 from volseg.images import Image, read_header
 from volseg.inference import Model
+from volseg.inference.batch import Outputs, predict_cases
+from volseg.inference.inputs import find_inputs
 from volseg.inference.model import ModelFacts
 from volseg.planning.plan import Plan
 
@@ -176,3 +179,34 @@ def test_predictions_of_real_files_have_their_grid_bit_for_bit(
         source, saved = nib.load(path), nib.load(tmp_path / "labels.nii.gz")
         assert saved.shape == source.shape[: grid.spatial_dims], path
         assert saved.affine.tobytes() == source.affine.tobytes(), path
+
+
+@pytest.mark.parametrize(
+    "name", ["tricky/read_ok/freesurfer_labels.mgz", "tricky/dicom_series/ct_rtstruct/image"]
+)
+def test_predictions_of_other_formats_have_their_grid(
+    name: str, shared_data: Path, tmp_path: Path
+) -> None:
+    """As far as NIfTI's numbers of 32 bits hold it."""
+    source = shared_data / name
+    grid, channels = read_header(source)
+    make_predictor(make_plan(channels, 4.0))(source).save(tmp_path / "labels.nii.gz")
+    saved = nib.load(tmp_path / "labels.nii.gz")
+    found = Geometry(saved.shape, saved.affine)
+    assert found.shape == grid.shape
+    assert found.distance_mm(grid) < 1e-4
+    if source.is_file():
+        assert found.distance_mm(Geometry(grid.shape, nib.load(source).affine)) < 1e-4
+
+
+def test_a_series_and_its_structures_are_one_case(shared_data: Path, tmp_path: Path) -> None:
+    source, both = shared_data / "tricky" / "dicom_series" / "ct_rtstruct", tmp_path / "both"
+    both.mkdir()
+    for path in (*(source / "image").iterdir(), source / "mask" / "RS.dcm"):
+        shutil.copy(path, both)
+    predictor = make_predictor(make_plan(1, 4.0))
+    result = predict_cases(predictor, find_inputs([source, both], 1), Outputs(tmp_path / "out"))
+    assert list(result.written) == ["image", "both"]
+    first, second = (nib.load(path) for path in result.written.values())
+    assert np.array_equal(first.affine, second.affine)
+    assert np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from volseg.cores import count_cores
 from volseg.data.cases import Case, Dataset
 from volseg.data.splits import Split, forget_folds, read_splits, remember_folds
 from volseg.errors import ConfigError
@@ -19,7 +20,8 @@ from volseg.inference.precision import PrecisionName
 from volseg.progress import show_progress
 from volseg.run_folder import DATASET_FILE, RunFolder, select_cases
 
-_IN_GB = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+"""Of 1000, or of 1024 in KiB, MiB and so on."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +116,22 @@ def format_result(result: BatchResult, output: Path) -> str:
 
 
 def parse_memory(text: str | None) -> float | None:
-    """GB of a size as people write it: ``8GB``, ``500 MB``.
+    """GB of a size as people write it: ``8GB``, ``500 MB``, ``8GiB``.
 
     Raises:
         ConfigError: no such size.
     """
     if text is None:
         return None
-    match = re.fullmatch(r"([\d.]+)\s*(?:([KMGT])i?B?)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([\d.]+)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
     try:
         amount = float(match[1]) if match else 0.0
     except ValueError:
         amount = 0.0
     if not match or amount <= 0:
         raise ConfigError(f"--memory {text}; expected a size, as in 8GB or 500MB.")
-    return amount * _IN_GB[(match[2] or "G").upper()]
+    factor = 1024.0 if match[3] else 1000.0
+    return amount * factor ** _POWERS[(match[2] or "G").upper()] / 1e9
 
 
 def parse_least(words: Sequence[str]) -> dict[str, float]:
@@ -150,18 +153,17 @@ def parse_least(words: Sequence[str]) -> dict[str, float]:
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute with so many CPU threads.
+    """Compute with so many CPU threads; by default no more than the cores that there are for it.
 
     Raises:
         ConfigError: less than one.
     """
-    if threads is None:
-        return
-    if threads < 1:
+    if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}; expected 1 or more.")
     import torch
 
-    torch.set_num_threads(threads)
+    # torch counts the cores of the machine, also in a container that may use a few.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), count_cores()))
 
 
 def predict_inputs(request: Request) -> BatchResult:

@@ -139,14 +139,20 @@ def _check_channels(image: Image, plan: Plan) -> None:
 
 
 def normalise(channel: Tensor, normalisation: Normalisation) -> Tensor:
-    """Apply the plan's normalisation to one channel ``(*S)``."""
+    """Apply the plan's normalisation to one channel ``(*S)``, which stays as it is."""
     if normalisation.scheme == "ct":
         low, high, mean_hu, std_hu = normalisation.fixed_values
-        return (channel.clamp(low, high) - mean_hu) / std_hu
-    voxels = channel[channel != 0] if normalisation.nonzero_only else channel
-    if voxels.numel() == 0:
-        return channel
-    mean, std = voxels.mean(), voxels.std(correction=0)
+        return channel.clamp(low, high).sub_(mean_hu).div_(std_hu)
+    mean, std = _measure(channel, normalisation.nonzero_only)
     # A constant image has nothing to scale; dividing by 1 leaves it at zero.
-    scaled = (channel - mean) / torch.where(std > 0, std, torch.ones_like(std))
-    return torch.where(channel != 0, scaled, 0) if normalisation.nonzero_only else scaled
+    scaled = (channel - mean).div_(torch.where(std > 0, std, torch.ones_like(std)))
+    return scaled.masked_fill_(channel == 0, 0) if normalisation.nonzero_only else scaled
+
+
+def _measure(channel: Tensor, nonzero_only: bool) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a channel, or of its voxels that are not zero."""
+    # numpy copies the voxels alone, where torch makes a list of their places, six times as large.
+    voxels = torch.from_numpy(channel.numpy()[channel.numpy() != 0]) if nonzero_only else channel
+    if voxels.numel() == 0:
+        return torch.zeros(()), torch.ones(())
+    return voxels.mean(), voxels.std(correction=0)

@@ -6,7 +6,9 @@ one folder, so each slice is read by itself, and where they lie is checked here.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 
 from volseg.errors import DataError
 from volseg.geometry import Geometry
-from volseg.images.formats import is_dicom
+from volseg.images.formats import is_dicom, may_be_slice
+
+logger = logging.getLogger(__name__)
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _UNEVEN = 0.01
@@ -92,17 +96,28 @@ def read_header(folder: Path) -> tuple[Geometry, int]:
 def load_series(folder: Path) -> list[Slice]:
     """Headers of the one series of a folder, along its normal.
 
+    DICOM files that say that they are no images are left out, with a warning.
+
     Raises:
         DataError: see `read`.
     """
-    paths = sorted(path for path in folder.iterdir() if is_dicom(path))
+    files = sorted(path for path in folder.iterdir() if is_dicom(path))
+    paths = [path for path in files if may_be_slice(path)]
+    if others := len(files) - len(paths):
+        _warn(f"{folder}: {others} DICOM files that are no slices are left out.")
     if not paths:
-        raise DataError("a folder without DICOM files; expected the slices of one series.")
+        raise DataError("a folder without slices; expected those of one DICOM series.")
     slices = [_load_header(path) for path in paths]
     _check_one_series(slices)
     _check_alike(slices)
     normal = slices[0].normal
     return sorted(slices, key=lambda part: float(part.position @ normal))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _warn(message: str) -> None:
+    """Warn once per series, however often it is read."""
+    logger.warning(message)
 
 
 def _load_header(path: Path) -> Slice:
@@ -115,11 +130,15 @@ def _load_header(path: Path) -> Slice:
         except ValueError:
             values = np.empty(0)
         if len(values) != count or not np.isfinite(values).all():
+            wanted = "a number" if count == 1 else f"{count} numbers"
             raise DataError(
-                f"{path.name} has no usable ({tag.replace('|', ',')}); expected {count} numbers, "
-                "without which its place is not known. Export the series again."
+                f"{path.name} has no usable ({tag.replace('|', ',')}); expected {wanted}, "
+                "without which its place or size is not known. Export the series again."
             )
         return values
+
+    def number(tag: str, usual: int | None = None) -> int:
+        return int(numbers(tag, 1).item()) if usual is None or text(tag) else usual
 
     def thickness() -> float | None:
         try:
@@ -130,7 +149,7 @@ def _load_header(path: Path) -> Slice:
     def text(tag: str) -> str:
         return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else ""
 
-    if int(text(_FRAMES) or 1) > 1 or int(text(_SAMPLES) or 1) > 1:
+    if number(_FRAMES, 1) > 1 or number(_SAMPLES, 1) > 1:
         raise DataError(
             f"{path.name} holds several frames or colours; expected one grey slice per file. "
             "Convert the series to NIfTI, with dcm2niix for instance."
@@ -143,7 +162,7 @@ def _load_header(path: Path) -> Slice:
         position=numbers(_POSITION, 3),
         directions=directions / np.linalg.norm(directions, axis=0),
         spacing_mm=(float(between_columns), float(between_rows)),
-        shape=(int(text(_COLUMNS)), int(text(_ROWS))),
+        shape=(number(_COLUMNS), number(_ROWS)),
         thickness_mm=thickness(),
     )
 
@@ -222,20 +241,9 @@ def _find_step(slices: Sequence[Slice]) -> NDArray[np.float64]:
     gaps_mm = steps @ normal
     usual_mm = float(np.median(gaps_mm))
     tolerance_mm = max(_UNEVEN_MM, _UNEVEN * usual_mm)
-    for gap_mm, (part, other) in zip(gaps_mm, itertools.pairwise(slices), strict=True):
-        where = f"between {part.path.name} and {other.path.name}"
-        if gap_mm < tolerance_mm:
-            raise DataError(
-                f"two slices at one place: {part.path.name} and {other.path.name}; expected one "
-                "volume. Put time points, or echoes, into folders of their own."
-            )
-        if abs(gap_mm - usual_mm) > tolerance_mm:
-            missing = round(gap_mm / usual_mm) - 1
-            what = f"{missing} slices missing" if missing > 0 else "slices are unevenly spaced"
-            raise DataError(
-                f"{what} {where}: they lie {gap_mm:.4g} mm apart, others {usual_mm:.4g} mm; "
-                "expected even distances. Export the series again."
-            )
+    _check_doubled(slices, gaps_mm, tolerance_mm)
+    _check_tilt(steps / gaps_mm[:, None] - normal, usual_mm, tolerance_mm)
+    _check_gaps(slices, gaps_mm, usual_mm, tolerance_mm)
     step: NDArray[np.float64] = (slices[-1].position - slices[0].position) / len(steps)
     for number, part in enumerate(slices):
         away_mm = float(np.linalg.norm(part.position - slices[0].position - number * step))
@@ -244,10 +252,46 @@ def _find_step(slices: Sequence[Slice]) -> NDArray[np.float64]:
                 f"{part.path.name} lies {away_mm:.3g} mm beside its place among the other slices; "
                 "expected an even grid. Export the series again."
             )
-    if np.linalg.norm(step - (step @ normal) * normal) > tolerance_mm:
-        angle = np.degrees(np.arccos(step @ normal / np.linalg.norm(step)))
-        raise DataError(
-            f"slices are shifted against each other (gantry tilt of {angle:.1f} degrees); expected "
-            "each right above the other. Correct the tilt, with dcm2niix for instance."
-        )
     return step
+
+
+def _check_doubled(
+    slices: Sequence[Slice], gaps_mm: NDArray[np.float64], tolerance_mm: float
+) -> None:
+    for gap_mm, (part, other) in zip(gaps_mm, itertools.pairwise(slices), strict=True):
+        if gap_mm < tolerance_mm:
+            raise DataError(
+                f"two slices at one place: {part.path.name} and {other.path.name}; expected one "
+                "volume. Put time points, or echoes, into folders of their own."
+            )
+
+
+def _check_tilt(shears: NDArray[np.float64], usual_mm: float, tolerance_mm: float) -> None:
+    """Refuse slices of which most are shifted against the one before.
+
+    Args:
+        shears: (N - 1, 3) shift in mm for each mm from slice to slice.
+        usual_mm: from slice to slice.
+        tolerance_mm: that a slice may be shifted.
+    """
+    shear = float(np.linalg.norm(np.median(shears, axis=0)))
+    if shear * usual_mm > tolerance_mm:
+        raise DataError(
+            "slices are shifted against each other (gantry tilt of "
+            f"{np.degrees(np.arctan(shear)):.1f} degrees); expected each right above the other. "
+            "Correct the tilt, with dcm2niix for instance."
+        )
+
+
+def _check_gaps(
+    slices: Sequence[Slice], gaps_mm: NDArray[np.float64], usual_mm: float, tolerance_mm: float
+) -> None:
+    for gap_mm, (part, other) in zip(gaps_mm, itertools.pairwise(slices), strict=True):
+        if abs(gap_mm - usual_mm) > tolerance_mm:
+            missing = round(gap_mm / usual_mm) - 1
+            what = f"{missing} slices missing" if missing > 0 else "slices are unevenly spaced"
+            raise DataError(
+                f"{what} between {part.path.name} and {other.path.name}: they lie {gap_mm:.4g} mm "
+                f"apart, others {usual_mm:.4g} mm; expected even distances. Export the series "
+                "again."
+            )

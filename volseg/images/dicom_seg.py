@@ -27,7 +27,7 @@ def write(
     names: Mapping[int, str],
     series: Path,
 ) -> None:
-    """Write a binary segment for each class that occurs.
+    """Write a binary segment for each class that occurs, or an empty one for each where none does.
 
     Segments carry the generic code for tissue: which organ a name means is not for volseg to say.
 
@@ -40,8 +40,8 @@ def write(
 
     Raises:
         ConfigError: the series lies on another grid.
-        DataError: nothing to write, or the series is bad, or lacks what every segmentation repeats
-            of its patient.
+        DataError: no class has a name, or the series is bad, or lacks what every segmentation
+            repeats of its patient.
         MachineError: highdicom is not installed.
     """
     highdicom = import_highdicom()
@@ -50,16 +50,14 @@ def write(
     slices = dicom.load_series(series)
     if not dicom.describe(slices).is_same_grid(geometry):
         raise ConfigError(f"{path}: the label map is not on the grid of {series}.")
-    present = {value: name for value, name in names.items() if (labels == value).any()}
-    if not present:
-        raise DataError(
-            f"{path}: nothing was found, and a DICOM segmentation cannot be empty. Write another "
-            "format to keep an empty label map."
-        )
+    if not names:
+        raise DataError(f"{path}: no class has a name; expected one at least for a segment.")
+    found = {value: name for value, name in names.items() if (labels == value).any()}
+    described = found or names
     sources = [pydicom.dcmread(part.path, stop_before_pixels=True) for part in slices]
     # Frames as the slices, rows before columns; segments are numbered from one.
-    frames = np.zeros(labels.T.shape, np.uint8 if len(present) < 256 else np.uint16)
-    for number, value in enumerate(present, start=1):
+    frames = np.zeros(labels.T.shape, np.uint8 if len(described) < 256 else np.uint16)
+    for number, value in enumerate(described, start=1):
         frames[labels.T == value] = number
     try:
         segmentation = highdicom.seg.Segmentation(
@@ -68,8 +66,10 @@ def write(
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[
                 _describe(highdicom, number, name)
-                for number, name in enumerate(present.values(), start=1)
+                for number, name in enumerate(described.values(), start=1)
             ],
+            # A file without any frame is not allowed.
+            omit_empty_frames=bool(found),
             series_instance_uid=highdicom.UID(),
             series_number=100,
             sop_instance_uid=highdicom.UID(),

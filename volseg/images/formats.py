@@ -5,6 +5,7 @@ The modules are imported when a file of theirs is met: they bring nibabel, Simpl
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,19 @@ _PICTURE = (".png", ".tif", ".tiff")
 _DICOM = (DICOM, ".ima")
 _DICOM_MAGIC = b"DICM"
 _DICOM_OFFSET = 128
+_CLASS_TAG, _META_BYTES = (0x0002, 0x0002), 1024
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+"""Before the number of a class of DICOM objects that are stored."""
+_RT_IMAGE = f"{_STORAGE}481.1"
+_NO_SLICES = {
+    "9": "waveforms",
+    "11": "presentation states",
+    "30": "parametric maps",
+    "66": "raw data, registrations, segmentations",
+    "88": "reports, key objects",
+    "104": "documents",
+    "481": "structures, doses and plans of a radiotherapy, but for its images",
+}
 
 IMAGE_SUFFIXES: tuple[str, ...] = (*_NIFTI, *_ITK, *_MGH, *_PICTURE)
 """Suffixes of readable files in lower case; a pair of .hdr and .img counts once, as its .hdr."""
@@ -71,6 +85,11 @@ def readable_format(path: Path) -> Format:
         return mgh
     if found := _find_writable(suffix):
         return found
+    if may_be_slice(path):
+        raise DataError(
+            f"{path} is a slice of a DICOM series; expected the folder of the series. Give that, "
+            "with this series alone in it."
+        )
     raise DataError(
         f"{path} is not an image by its name; expected {' '.join(IMAGE_SUFFIXES)}. "
         "Convert it, or correct its name."
@@ -116,18 +135,53 @@ def _suffix(path: Path) -> str:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files directly."""
-    return any(is_dicom(path) for path in folder.iterdir())
+    """Whether a folder holds directly what may be slices of a DICOM series."""
+    return any(may_be_slice(path) for path in folder.iterdir())
+
+
+def may_be_slice(path: Path) -> bool:
+    """Whether a file is DICOM by its content or name, and does not say that it is no image.
+
+    Structures, doses, reports, segmentations and the like lie among the slices they belong to.
+    """
+    uid = _find_class(path)
+    if uid is None:
+        return False
+    kind = uid.removeprefix(_STORAGE).partition(".")[0]
+    return uid == _RT_IMAGE or not (uid.startswith(_STORAGE) and kind in _NO_SLICES)
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content, or says so by its name."""
+    return _find_class(path) is not None
+
+
+def _find_class(path: Path) -> str | None:
+    """Which class of DICOM objects a file is of, empty where it does not say; None for no DICOM."""
     if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
-        return False
+        return None
     with open(path, "rb") as file:
         file.seek(_DICOM_OFFSET)
         is_marked = file.read(len(_DICOM_MAGIC)) == _DICOM_MAGIC
-    return is_marked or path.name.lower().endswith(_DICOM)
+        meta = file.read(_META_BYTES) if is_marked else b""
+    return _parse_class(meta) if is_marked or path.name.lower().endswith(_DICOM) else None
+
+
+def _parse_class(meta: bytes) -> str:
+    """The class by the elements of group 2, which are explicit and little-endian in every file."""
+    place = 0
+    while place + 12 <= len(meta):
+        group, element, kind, size = struct.unpack_from("<HH2sH", meta, place)
+        place += 8
+        if kind in (b"OB", b"UN"):
+            (size,) = struct.unpack_from("<I", meta, place)
+            place += 4
+        if (group, element) == _CLASS_TAG:
+            return meta[place : place + size].rstrip(b"\0 ").decode("ascii", "replace")
+        if group != _CLASS_TAG[0]:
+            break
+        place += size
+    return ""
 
 
 def is_picture(name: str) -> bool:

@@ -6,6 +6,7 @@ MetaImage files are checked before, since ITK fills what is missing or damaged w
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -71,6 +72,8 @@ def write(
 
     Raises:
         ConfigError: a picture that does not lie in the plane of its two axes.
+        FullDiskError: there is no room.
+        MachineError: ITK cannot write it for another reason.
     """
     dims = geometry.spatial_dims
     affine = _LPS_TO_RAS @ geometry.affine
@@ -90,7 +93,19 @@ def write(
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
         except RuntimeError as error:
+            _check_room(temporary)
             raise MachineError(f"cannot write {path}: {_reason(error)}.") from error
+
+
+def _check_room(path: Path) -> None:
+    """ITK does not say that the disk is full, but the system does.
+
+    Raises:
+        OSError: nothing can be added to the file.
+    """
+    with open(path, "ab") as file:
+        file.write(bytes(_CHUNK))
+        os.fsync(file.fileno())
 
 
 def _open(path: Path) -> sitk.ImageFileReader:

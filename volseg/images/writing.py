@@ -44,7 +44,7 @@ def write_labels(
     Raises:
         ConfigError: a suffix that is not written, or that cannot hold this grid or these values.
         DataError: labels that are no integers, do not fit the grid, or fit no type.
-        MachineError: the disk is full.
+        MachineError: it cannot be written; `FullDiskError` where there is no room.
     """
     path = Path(path)
     if labels.dtype.kind not in "iub":
@@ -94,7 +94,7 @@ def write_image(path: PathLike, array: NDArray[Any], geometry: Geometry) -> None
     Raises:
         ConfigError: a suffix that is not written, or that cannot hold these channels.
         DataError: an array that is not numbers or does not fit the grid.
-        MachineError: the disk is full.
+        MachineError: it cannot be written; `FullDiskError` where there is no room.
     """
     path = Path(path)
     file_format = writable_format(path)

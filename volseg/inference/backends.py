@@ -7,6 +7,8 @@ bits are taken only where they give the labels of float32. Nothing falls back si
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import logging
 import threading
@@ -21,7 +23,14 @@ from torch import Tensor, nn
 from volseg.errors import MachineError
 from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
-from volseg.inference.remembered import describe_network, keep, make_key, recall, remember
+from volseg.inference.remembered import (
+    describe_network,
+    keep,
+    make_folder,
+    make_key,
+    recall,
+    remember,
+)
 from volseg.networks import SegmentationNetwork
 
 logger = logging.getLogger(__name__)
@@ -117,7 +126,7 @@ def prepare_backends(
     place: Place,
     *,
     weights: str | None = None,
-) -> tuple[Network, ...]:
+) -> tuple[tuple[Network, ...], BackendName]:
     """What computes windows of `shape` by the weights of several networks.
 
     Args:
@@ -128,13 +137,16 @@ def prepare_backends(
         place: where the windows lie. torch itself is told its precision where it is called.
         weights: digest of the networks' weights, under which agreement with torch is remembered.
 
+    Returns:
+        One for each network, and what they are by name.
+
     Raises:
         MachineError: the runtime that was named is not installed, does not work on the device,
             cannot take a network, or disagrees with torch.
     """
     chosen = choose_backend(networks[0], shape, place) if name == "auto" else name
     try:
-        return tuple(
+        prepared = tuple(
             prepare_backend(chosen, network, shape, place, weights and f"{number} of {weights}")
             for number, network in enumerate(networks)
         )
@@ -142,7 +154,8 @@ def prepare_backends(
         if name != "auto":
             raise
         logger.warning("torch computes the network: %s", error)
-        return tuple(networks)
+        return tuple(networks), "torch"
+    return prepared, chosen
 
 
 def prepare_backend(
@@ -357,17 +370,19 @@ def _shrink(shape: WindowShape, network: nn.Module) -> WindowShape:
 class _OnnxRuntime:
     """A network in ONNX Runtime."""
 
-    def __init__(self, network: nn.Module, shape: WindowShape, providers: Sequence[Any]) -> None:
+    def __init__(self, program: bytes, providers: Sequence[Any]) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(
-            _to_onnx(network, shape), options, providers=list(providers)
-        )
+        self._session = onnxruntime.InferenceSession(program, options, providers=list(providers))
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         if self._session.get_providers()[0] != wanted:
-            raise RuntimeError(f"this ONNX Runtime has no {wanted}")
+            raise MachineError(
+                f"this ONNX Runtime has no {wanted}; expected the package onnxruntime-gpu and its "
+                "libraries. Run `pip install volseg[tensorrt]` in an environment without the "
+                "package onnxruntime, or use --backend torch."
+            )
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, windows: Tensor) -> Tensor:
@@ -387,17 +402,32 @@ def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
 
 def _build_onnxruntime(network: nn.Module, shape: WindowShape, place: Place) -> Network:
     # On a CPU it computes in float32 in any case.
-    return _OnnxRuntime(network, shape, ["CPUExecutionProvider"])
+    return _OnnxRuntime(_to_onnx(network, shape), ["CPUExecutionProvider"])
 
 
 def _build_tensorrt(network: nn.Module, shape: WindowShape, place: Place) -> Network:
+    # The package brings the libraries, which ONNX Runtime finds only once they are loaded.
+    with contextlib.suppress(ImportError):
+        import tensorrt  # noqa: F401
     gpu = {"device_id": place.device.index or 0}
     half = {
         "trt_fp16_enable": place.precision == torch.float16,
         "trt_bf16_enable": place.precision == torch.bfloat16,
     }
-    providers = [("TensorrtExecutionProvider", gpu | half), ("CUDAExecutionProvider", gpu)]
-    return _OnnxRuntime(network, shape, providers)
+    program = _to_onnx(network, shape)
+    options = gpu | half | _keep_engine(program, place)
+    providers = [("TensorrtExecutionProvider", options), ("CUDAExecutionProvider", gpu)]
+    return _OnnxRuntime(program, providers)
+
+
+def _keep_engine(program: bytes, place: Place) -> dict[str, Any]:
+    """Where TensorRT finds again what it has built from a network, which takes minutes."""
+    # ONNX Runtime tells networks apart by their layers alone, not by their weights.
+    facts = (hashlib.sha256(program).hexdigest(), _find_version("tensorrt"))
+    folder = make_folder(make_key(place.device, *facts))
+    if folder is None:
+        return {}
+    return {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
 
 
 _Builder = Callable[[nn.Module, WindowShape, Place], Network]

@@ -6,13 +6,15 @@ is short.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,17 @@ from volseg.config import Record
 from volseg.data.cases import Case
 from volseg.data.preprocessing import Prepared
 from volseg.data.splits import FOLDS_FILE
-from volseg.errors import ConfigError, DataError, MachineError, is_out_of_memory
+from volseg.errors import (
+    ConfigError,
+    DataError,
+    FullDiskError,
+    MachineError,
+    is_out_of_gpu_memory,
+    is_out_of_memory,
+)
 from volseg.extensions import register
 from volseg.images import DICOM, SEGMENTS, check_label_suffix, is_picture
+from volseg.inference.backends import BackendName
 from volseg.inference.options import Options
 from volseg.inference.predictor import Locator, Predictor, Segmentation
 from volseg.inference.uncertainty import UncertaintyName
@@ -103,6 +113,7 @@ class Work:
         load: arguments of `volseg.Predictor.load`, but for its locator.
         roi: folder of a model that says where to look.
         roi_margin_mm: around what it finds.
+        roi_backend: what computes that model; by default as the options say.
         network: code of the user's own that the model needs, as it was typed.
     """
 
@@ -111,7 +122,26 @@ class Work:
     load: Mapping[str, Any] = field(default_factory=dict)
     roi: Path | None = None
     roi_margin_mm: float = 20.0
+    roi_backend: BackendName | None = None
     network: str | None = None
+
+    @property
+    def options(self) -> Options:
+        """How the model predicts."""
+        options: Options = self.load.get("options", Options())
+        return options
+
+    def with_options(self, **changes: Any) -> Work:
+        """The same work with other `options`."""
+        options = replace(self.options, **changes)
+        return replace(self, load={**self.load, "options": options})
+
+    def settle(self, predictor: Predictor) -> Work:
+        """The same work by the backends that a predictor has chosen."""
+        work = self.with_options(backend=predictor.backend)
+        if predictor.locator is None:
+            return work
+        return replace(work, roi_backend=predictor.locator.predictor.backend)
 
     def make_predictor(self) -> Predictor:
         """Load the model; see `volseg.Predictor.load` for what is raised."""
@@ -119,8 +149,12 @@ class Work:
             register("networks", self.network)
         if self.roi is None:
             return Predictor.load(*self.models, **self.load)
-        fine = self.load.get("options", Options())
-        options = Options(backend=fine.backend, precision=fine.precision, memory_gb=fine.memory_gb)
+        fine = self.options
+        options = Options(
+            backend=self.roi_backend or fine.backend,
+            precision=fine.precision,
+            memory_gb=fine.memory_gb,
+        )
         coarse = Predictor.load(self.roi, device=self.load.get("device", "auto"), options=options)
         locator = Locator(coarse, self.roi_margin_mm)
         return Predictor.load(*self.models, **self.load, locator=locator)
@@ -207,8 +241,9 @@ def predict_cases(
 
     Raises:
         ConfigError: an output exists that was made otherwise, and shall not be replaced, or it is
-            an input, or two cases would write the same file.
-        MachineError: the disk is full, or a package for the format is missing.
+            an input, or two cases would write the same file, or the folder cannot be written to.
+        FullDiskError: there is no room for the results.
+        MachineError: a package for the format is missing.
     """
     kept, todo = plan_jobs(predictor, cases, outputs)
     # Of writers that were killed; those of other jobs are younger.
@@ -238,12 +273,26 @@ def plan_jobs(
     for job in jobs:
         (kept if not outputs.overwrite and job.is_done(predictor) else todo).append(job)
     for job in () if outputs.overwrite else todo:
-        if job.labels.exists():
+        # Another process may have finished it meanwhile.
+        if job.labels.exists() and not job.is_done(predictor):
             raise ConfigError(
                 f"{job.labels} exists and was made from other images, weights or options; nothing "
                 "was written. Choose another folder, or --overwrite."
             )
+    if todo:
+        _check_folder(outputs.folder)
     return kept, todo
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before there is anything to write."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is no folder; expected one for the results. Change -o.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{nearest} cannot be written to; expected a folder for the results. Change -o."
+        )
 
 
 def report(case_id: str, error: Exception) -> None:
@@ -274,24 +323,30 @@ def _plan_job(predictor: Predictor, case: Case, outputs: Outputs) -> Job:
 
 def _run(predictor: Predictor, jobs: Sequence[Job]) -> Iterator[tuple[Job, Exception | None]]:
     """Every job when it is done, with what went wrong; a full disk ends them all."""
+    if not predictor.works_ahead:
+        yield from (_do(predictor, job) for job in jobs)
+        return
     with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
         ahead = (reader.submit(_read, predictor, job) for job in jobs)
         reading = list(itertools.islice(ahead, 1))
         writing: list[Future[tuple[Job, Exception | None]]] = []
         while reading:
             work = reading.pop().result()
-            if predictor.works_ahead:
-                reading += itertools.islice(ahead, 1)
+            reading += itertools.islice(ahead, 1)
             _segment(predictor, work)
             if writing:
                 yield writing.pop().result()
             writing.append(writer.submit(_write, predictor, work))
-            if not predictor.works_ahead:
-                yield writing.pop().result()
-                del work
-                reading += itertools.islice(ahead, 1)
         if writing:
             yield writing.pop().result()
+
+
+def _do(predictor: Predictor, job: Job) -> tuple[Job, Exception | None]:
+    """One job while no other thread works on one by the same predictor."""
+    with predictor.turn:
+        work = _read(predictor, job)
+        _segment(predictor, work)
+        return _write(predictor, work)
 
 
 @dataclass
@@ -362,18 +417,30 @@ def _write(predictor: Predictor, work: _Work) -> tuple[Job, Exception | None]:
         for name, path in job.uncertainty.items():
             segmentation.save_uncertainty(name, path)
         segmentation.save(job.labels)
-    except MachineError:
-        raise  # No case after this one would find room on the disk.
-    except Exception as error:  # The others go on.
-        return job, _settle(error)
+    except Exception as error:
+        _remove(job.targets)
+        if isinstance(error, FullDiskError):
+            raise  # No case after this one would find room.
+        return job, _settle(error)  # The others go on.
     return job, None
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Files of a case that is not finished, as far as they may be removed."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _settle(error: Exception) -> Exception:
     """The error as it is kept: without the functions that it came through, and their arrays."""
     logger.debug("what went wrong", exc_info=error)
     kept = error
-    if is_out_of_memory(error):
+    if is_out_of_gpu_memory(error):
+        kept = MachineError(
+            "the GPU's memory was short. Use --device cpu, or a GPU with more of it."
+        )
+    elif is_out_of_memory(error):
         kept = MachineError(
             "memory was short. Set --memory lower, which predicts in strips, leave "
             "--probabilities out, or use a larger machine."

@@ -6,16 +6,17 @@ must have the same paths on all machines.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from volseg.data.cases import Case
-from volseg.errors import MachineError
+from volseg.errors import ConfigError, MachineError
 from volseg.inference.batch import BatchResult, Work, plan_jobs, predict_cases, report
 from volseg.inference.predictor import Predictor
 
@@ -52,13 +53,14 @@ def predict_on_cluster(
     again; a case that takes several down fails, and the others go on.
 
     Raises:
-        ConfigError: an output exists that was made otherwise, or the model cannot be loaded.
+        ConfigError: an output exists that was made otherwise, or the model cannot be loaded, or
+            the device is one GPU by number.
         MachineError: ray is not installed, the cluster does not answer, or no predictor stays.
     """
     ray = _import_ray()
     try:
         ray.init(address=cluster.address, ignore_reinit_error=True, log_to_driver=False)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # ValueError: it is no address.
         raise MachineError(
             f"no Ray cluster at {cluster.address} ({error}); expected its address, or local."
         ) from error
@@ -73,18 +75,23 @@ class _Crew:
     """Predictors in processes of their own, and what each of them works on."""
 
     def __init__(self, ray: Any, cluster: Cluster, work: Work, cases: Sequence[Case]) -> None:
-        self.ray, self.work, self.cases = ray, work, cases
+        self.ray, self.cases = ray, cases
         self.waiting = deque(cases)
         self.result = BatchResult()
         self.tries = dict.fromkeys((case.case_id for case in cases), 0)
         self.lost = 0
         self.is_checked = False
-        needs, number = _share_out(ray, cluster)
-        self.actor = ray.remote(max_restarts=0, max_task_retries=0, **needs)(_Worker)
-        self.threads = needs["num_cpus"]
+        self.said: set[str] = set()
+        share = _share_out(ray, cluster, work.load.get("device", "auto"))
+        self.number = min(share.number, len(cases))
+        if work.options.memory_gb is None:
+            work = work.with_options(memory_gb=share.memory_gb)
+        self.work = work
+        self.actor = ray.remote(max_restarts=0, max_task_retries=0, **share.needs)(_Worker)
+        self.threads = share.needs["num_cpus"]
         # What every predictor is at: its call, and the case; None while it loads the model.
         self.busy: dict[Any, tuple[Any, Case | None]] = {}
-        for _ in range(min(number, len(cases))):
+        if cases:
             self._hire()
 
     def run(self, on_case: Callable[[int, int], None] | None) -> BatchResult:
@@ -117,24 +124,43 @@ class _Crew:
         """What came of a call, and the next case for the predictor that made it."""
         actor, case = self.busy.pop(call)
         try:
-            found = self.ray.get(call)
-        except self.ray.exceptions.RayActorError as error:
+            found, warnings = self.ray.get(call)
+        except _list_losses(self.ray) as error:
             self._replace(case, error)
             return
-        if case is None:
-            if found is not None:
-                self.ray.kill(actor)
-                raise found
-            self.is_checked, self.lost = True, 0
-        else:
+        self._say(warnings)
+        if case is not None:
             self.result.add(found)
             for name, failure in found.failed.items():
                 report(name, failure)
+        elif isinstance(found, Exception):
+            self.ray.kill(actor)
+            raise found
+        else:
+            self._begin(found)
         if self.waiting:
             following = self.waiting.popleft()
             self.busy[actor.predict.remote(following)] = (actor, following)
         else:
             self.ray.kill(actor)
+
+    def _begin(self, settled: Work) -> None:
+        """Go on behind a predictor that has loaded the model, the first time with all the others.
+
+        They compute as that one has chosen, so that results do not depend on who measured what.
+        """
+        self.lost = 0
+        if not self.is_checked:
+            self.is_checked, self.work = True, settled
+            for _ in range(self.number - 1):
+                self._hire()
+
+    def _say(self, warnings: Sequence[str]) -> None:
+        """Tell the user what predictors warn of, each of it once."""
+        for warning in warnings:
+            if warning not in self.said:
+                logger.warning("%s", warning)
+        self.said.update(warnings)
 
     def _replace(self, case: Case | None, error: Exception) -> None:
         """Another predictor for one that has gone, and what becomes of its case."""
@@ -160,55 +186,129 @@ class _Crew:
             self._hire()
 
 
-def _share_out(ray: Any, cluster: Cluster) -> tuple[dict[str, int], int]:
-    """What each predictor takes, and how many of them the machines hold, each machine by itself."""
+def _list_losses(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises where a predictor has gone, with its process, its machine or its memory."""
+    return (
+        ray.exceptions.RayActorError,
+        ray.exceptions.ActorUnschedulableError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.WorkerCrashedError,
+    )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What each predictor takes, and how many of them there are.
+
+    Attributes:
+        needs: as Ray names it.
+        number: that the machines hold, each machine by itself.
+        memory_gb: for each on the machine where they have the least; None if Ray does not tell.
+    """
+
+    needs: dict[str, int]
+    number: int
+    memory_gb: float | None
+
+
+def _share_out(ray: Any, cluster: Cluster, device: str) -> _Share:
+    """A GPU for each predictor where there are some and they are wanted, or a group of cores.
+
+    Raises:
+        ConfigError: the device is one GPU by number.
+    """
+    if device.startswith("cuda:"):
+        raise ConfigError(
+            f"--device {device} with --ray, which hands out the GPUs; expected cuda, auto or cpu."
+        )
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     sizes = [(int(part.get("CPU", 0)), int(part.get("GPU", 0))) for part in machines]
-    if any(gpus for _, gpus in sizes):
-        return _share_gpus(sizes, cluster.cpus)
-    return _share_cores([cores for cores, _ in sizes], cluster.cpus)
+    if device != "cpu" and any(gpus for _, gpus in sizes):
+        needs, numbers = _share_gpus(sizes, cluster.cpus)
+    else:
+        needs, numbers = _share_cores([cores for cores, _ in sizes], cluster.cpus)
+    memory_gb = [
+        1e-9 * part["memory"] / number
+        for part, number in zip(machines, numbers, strict=True)
+        if number and part.get("memory")
+    ]
+    return _Share(needs, max(1, sum(numbers)), min(memory_gb, default=None))
 
 
-def _share_gpus(sizes: Sequence[tuple[int, int]], cpus: int) -> tuple[dict[str, int], int]:
+def _share_gpus(sizes: Sequence[tuple[int, int]], cpus: int) -> tuple[dict[str, int], list[int]]:
     """A GPU for each predictor, with its share of the cores, but no more than `cpus`."""
     fewest = min(cores // gpus for cores, gpus in sizes if gpus)
     needs = {"num_gpus": 1, "num_cpus": max(1, min(cpus, fewest))}
-    return needs, sum(gpus for _, gpus in sizes)
+    return needs, [gpus for _, gpus in sizes]
 
 
-def _share_cores(machines: Sequence[int], cpus: int) -> tuple[dict[str, int], int]:
+def _share_cores(machines: Sequence[int], cpus: int) -> tuple[dict[str, int], list[int]]:
     """As many cores as `cpus` for each predictor, or all that the largest machine has."""
     needed = max(1, min(cpus, max(machines)))
-    return {"num_cpus": needed}, max(1, sum(cores // needed for cores in machines))
+    return {"num_cpus": needed}, [cores // needed for cores in machines]
 
 
 class _Worker:
-    """A process of the cluster with a model kept loaded; errors come back as values."""
+    """A process of the cluster with a model kept loaded.
+
+    Errors and warnings come back as values: Ray's own way to show them mixes them with its own.
+    """
 
     def __init__(self, work: Work, threads: int) -> None:
         torch.set_num_threads(threads)
         self.work = work
         self.predictor: Predictor | None = None
 
-    def load(self, cases: Sequence[Case]) -> Exception | None:
-        """Load the model, and refuse outputs of cases that were made otherwise."""
-        try:
-            self.predictor = self.work.make_predictor()
-            plan_jobs(self.predictor, cases, self.work.outputs)
-        except Exception as error:
-            return _bare(error)
-        return None
+    def load(self, cases: Sequence[Case]) -> tuple[Work | Exception, list[str]]:
+        """Load the model, and refuse outputs of cases that were made otherwise.
 
-    def predict(self, case: Case) -> BatchResult:
-        """Predict one case; what is wrong with it comes back in the result."""
+        Returns:
+            The work as it is done, or what went wrong; and warnings.
+        """
+        with _collect_warnings() as warnings:
+            try:
+                self.predictor = self.work.make_predictor()
+                plan_jobs(self.predictor, cases, self.work.outputs)
+            except Exception as error:
+                return _bare(error), warnings
+        return self.work.settle(self.predictor), warnings
+
+    def predict(self, case: Case) -> tuple[BatchResult, list[str]]:
+        """Predict one case; what is wrong with it comes back in the result, before the warnings."""
         if self.predictor is None:
             raise ValueError("no model was loaded; expected a call of load before.")
-        try:
-            result = predict_cases(self.predictor, [case], self.work.outputs)
-        except Exception as error:
-            return BatchResult(failed={case.case_id: _bare(error)})
+        with _collect_warnings() as warnings:
+            try:
+                result = predict_cases(self.predictor, [case], self.work.outputs)
+            except Exception as error:
+                return BatchResult(failed={case.case_id: _bare(error)}), warnings
         failed = {name: _bare(error) for name, error in result.failed.items()}
-        return BatchResult(result.written, failed, result.kept)
+        return BatchResult(result.written, failed, result.kept), warnings
+
+
+@contextlib.contextmanager
+def _collect_warnings() -> Iterator[list[str]]:
+    """What volseg warns of meanwhile."""
+    volsegs, collector = logging.getLogger("volseg"), _Collector()
+    volsegs.addHandler(collector)
+    try:
+        yield collector.warnings
+    finally:
+        volsegs.removeHandler(collector)
+
+
+class _Collector(logging.Handler):
+    """Takes warnings; errors are told by those who get them as values."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the text of a warning."""
+        if record.levelno < logging.ERROR:
+            self.warnings.append(record.getMessage())
 
 
 def _bare(error: Exception) -> Exception:

@@ -7,6 +7,7 @@ smaller one. Windows at their borders are computed for both sides; the result is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -14,14 +15,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from volseg.control_groups import find_groups
 from volseg.data.content import Box
+from volseg.data.resampling import resampled_shape
 from volseg.errors import MachineError
+from volseg.geometry import Geometry
 from volseg.inference.windows import STEP, choose_axis
+from volseg.planning.plan import Plan
 
 _FLOAT = 4
-_CGROUP = Path("/sys/fs/cgroup")
+_LIMIT_USAGE_CACHED = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Files of cgroups of version 2, and of version 1; the last is a row of their memory.stat."""
 
 
 @dataclass(frozen=True)
@@ -77,34 +87,59 @@ def plan_strips(
     )
 
 
-def free_bytes(device: torch.device) -> float:
-    """Memory of a device that nobody uses; without end where the system does not tell."""
+def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
+    """Memory of a device that nobody uses; without end where the system does not tell.
+
+    Args:
+        device: of the main memory, what the process's cgroups leave counts too.
+        root: of the file system that has ``proc`` and ``sys``.
+    """
     if device.type == "cuda":
         # What torch keeps for its next tensors is free, too.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + kept)
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         return math.inf
     found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return min(1024 * float(next(found, math.inf)), _free_in_container())
+    return min([1024 * float(next(found, math.inf)), *_find_left(root)])
 
 
-def _free_in_container() -> float:
-    """Memory that a container or a job of a cluster has left; without end where there is none."""
-    most, used, cached = (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    )[0 if (_CGROUP / "memory.max").exists() else 1]
-    try:
-        limit, usage = (_CGROUP / most).read_text().strip(), float((_CGROUP / used).read_text())
-        rows = (_CGROUP / most).with_name("memory.stat").read_text().splitlines()
-    except (OSError, ValueError):
-        return math.inf
-    # Files that the system keeps at hand give way.
-    spare = next((float(row.split()[1]) for row in rows if row.split()[0] == cached), 0.0)
-    return math.inf if limit == "max" else float(limit) - usage + spare
+def _find_left(root: Path) -> Iterator[float]:
+    """Bytes that the process's cgroups, and those around them, have left."""
+    for group in find_groups("memory", root):
+        for limit, usage, cached in _LIMIT_USAGE_CACHED:
+            # A file may be missing, and "max" is no number.
+            with contextlib.suppress(OSError, ValueError):
+                most, used = (float((group / name).read_text()) for name in (limit, usage))
+                rows = (group / "memory.stat").read_text().splitlines()
+                # Files that the system keeps at hand give way.
+                spare = (float(row.split()[1]) for row in rows if row.split()[0] == cached)
+                yield most - used + next(spare, 0.0)
+
+
+def count_reading(grid: Geometry, num_channels: int, plans: Sequence[Plan]) -> float:
+    """Bytes that reading an image and preparing it for each plan takes at most.
+
+    Args:
+        grid: of the file.
+        num_channels: of the file.
+        plans: one after the other; their results are kept.
+    """
+    source, kept = num_channels * math.prod(grid.shape), 0
+    _, canonical = grid.to_canonical(np.broadcast_to(np.uint8(0), grid.shape))
+    # Voxels of 64 bits, and the same in float32.
+    most = 3 * source
+    for plan in plans if plans[0].spatial_dims == grid.spatial_dims else ():
+        target_mm = plan.target_spacing(canonical.spacing_mm)
+        shape = resampled_shape(canonical.shape, canonical.spacing_mm, target_mm)
+        result = num_channels * math.prod(shape)
+        # The image and the result, each with its axes in order as well; or the image and the
+        # result, normalised channel by channel, and put together.
+        most = max(most, kept + 2 * source + 2 * result, kept + source + 3 * result)
+        kept += result
+    return float(_FLOAT * most)
 
 
 def resident_bytes() -> float:

@@ -6,8 +6,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,22 @@ from volseg.data.reading import read_channels
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.geometry import Geometry
 from volseg.images import Image, from_nibabel, from_sitk, read_header, write_image, write_labels
-from volseg.inference.backends import Place, WindowShape, choose_precision, prepare_backends
+from volseg.inference.backends import (
+    BackendName,
+    Place,
+    WindowShape,
+    choose_precision,
+    prepare_backends,
+)
 from volseg.inference.members import Members
-from volseg.inference.memory import Strips, free_bytes, plan_strips, resident_bytes, stays_on
+from volseg.inference.memory import (
+    Strips,
+    count_reading,
+    free_bytes,
+    plan_strips,
+    resident_bytes,
+    stays_on,
+)
 from volseg.inference.model import Checkpoint, Model, ModelFacts, load_model
 from volseg.inference.native_grid import NativeGrid
 from volseg.inference.options import Options
@@ -46,8 +59,9 @@ _COUNTABLE = 2**16
 """Label values below are counted in one pass."""
 _OUTPUTS = 5
 """A window's scores that are held at a time."""
-_COPIES = 3
-"""Of an image in float32 while it is read and prepared."""
+_SPARE = 0.7
+"""Share of the free memory that is planned for: meanwhile the next image is read and the one before
+is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +127,8 @@ class Predictor:
         model: the loaded model.
         options: how it predicts.
         locator: what says where to look; None for everywhere.
+        backend: what computes the network: that of the options, or what ``auto`` has chosen.
+        turn: to be held from the reading of an image to its end, where memory has a ceiling.
 
     >>> predictor = Predictor.load("runs/hippocampus")  # doctest: +SKIP
     >>> predictor("patient.nii.gz").save("patient_seg.nii.gz")  # doctest: +SKIP
@@ -126,11 +142,12 @@ class Predictor:
         facts = model.facts
         if locator is not None:
             _check_locator(locator.predictor.model.facts.plan, facts.plan)
-        # Under a ceiling one image after the other, whoever calls.
-        self._turn = nullcontext() if self.options.memory_gb is None else threading.Lock()
+        self.turn: AbstractContextManager[Any] = (
+            nullcontext() if self.options.memory_gb is None else threading.RLock()
+        )
         self._at_once = count_at_once(facts.plan.patch, model.device)
         self._window_bytes = _count_window_bytes(facts) * self._at_once
-        self._members = _prepare_members(model, self.options, self._at_once)
+        self._members, self.backend = _prepare_members(model, self.options, self._at_once)
         self._postprocessing = plan_postprocessing(
             facts.classes, self.options.largest, self.options.least_ml
         )
@@ -190,8 +207,9 @@ class Predictor:
                 trained without.
             MachineError: it takes more memory than it may.
         """
-        prepared = self.read(image)
-        return self.segment(prepared, probabilities=probabilities, uncertainty=uncertainty)
+        with self.turn:
+            prepared = self.read(image)
+            return self.segment(prepared, probabilities=probabilities, uncertainty=uncertainty)
 
     def read(self, image: Any) -> Prepared:
         """Read an image and prepare it for the network; the arguments are those of a call."""
@@ -207,20 +225,23 @@ class Predictor:
         self, prepared: Prepared, *, probabilities: bool = False, uncertainty: bool = False
     ) -> Segmentation:
         """Segment what `read` gave."""
-        with self._turn:
+        with self.turn:
             return self._segment(prepared, probabilities=probabilities, uncertainty=uncertainty)
 
     def _segment(
         self, prepared: Prepared, *, probabilities: bool, uncertainty: bool
     ) -> Segmentation:
         classes, placement = self.model.facts.classes, prepared.placement
-        maps = self.uncertainty_maps if uncertainty else ()
-        grid = NativeGrid(placement, classes, probabilities=probabilities, uncertainty=maps)
-        members = replace(self._members, shows_disagreement="disagreement" in maps)
-        num_scores = classes.num_outputs + members.shows_disagreement
-        strips, device = self._plan_strips(prepared, num_scores, grid.map_bytes)
-        for strip in strips.regions:
-            self._fill(grid, prepared.image, members, strip, strips.axis, device)
+        grid = self._fill_grid(
+            prepared,
+            partial(
+                NativeGrid,
+                placement,
+                classes,
+                probabilities=probabilities,
+                uncertainty=self.uncertainty_maps if uncertainty else (),
+            ),
+        )
         background, voxel_ml = classes.values[0], placement.source.voxel_ml
         self._postprocessing.apply(grid.labels, background, voxel_ml)
         return Segmentation(
@@ -232,16 +253,31 @@ class Predictor:
             prepared.path,
         )
 
-    def _plan_strips(
-        self, prepared: Prepared, num_scores: int, map_bytes: int
-    ) -> tuple[Strips, torch.device]:
-        """What is predicted at a time, and where its scores are blended."""
-        region, device = self._find_region(prepared), self.model.device
-        window, shape = self.model.facts.plan.patch, prepared.placement.shape
-        plan = partial(plan_strips, region, shape, window, num_scores, step=self.options.step)
-        if stays_on(device, plan().blend_bytes + self._window_bytes):
-            return plan(), device
-        return plan(self._room(map_bytes)), CPU
+    def _fill_grid(self, prepared: Prepared, make_grid: Callable[[], NativeGrid]) -> NativeGrid:
+        """Predict all of an image; where a GPU lacks room to blend the scores, on the CPU."""
+        region, device, facts = self._find_region(prepared), self.model.device, self.model.facts
+        grid = make_grid()
+        num_scores = facts.classes.num_outputs + ("disagreement" in grid.uncertainty)
+        shape, step = prepared.placement.shape, self.options.step
+        plan = partial(plan_strips, region, shape, facts.plan.patch, num_scores, step=step)
+        # Twice, since what decides on them takes room, too.
+        if stays_on(device, 2 * plan().blend_bytes + self._window_bytes):
+            try:
+                return self._fill_strips(grid, prepared.image, plan(), device)
+            except torch.OutOfMemoryError:
+                logger.warning("%s: no room to blend on %s; the CPU does it", prepared.path, device)
+                grid = make_grid()
+        strips = plan(self._room(grid.map_bytes))
+        return self._fill_strips(grid, prepared.image, strips, CPU)
+
+    def _fill_strips(
+        self, grid: NativeGrid, image: Tensor, strips: Strips, device: torch.device
+    ) -> NativeGrid:
+        """Predict strip by strip; scores are blended on `device`."""
+        members = replace(self._members, shows_disagreement="disagreement" in grid.uncertainty)
+        for strip in strips.regions:
+            self._fill(grid, image, members, strip, strips.axis, device)
+        return grid
 
     def _fill(
         self,
@@ -292,11 +328,11 @@ class Predictor:
 
     def _room(self, map_bytes: int) -> float:
         """Bytes that the scores in flight may take, besides maps that are not yet filled."""
-        free = free_bytes(CPU)
-        if self.options.memory_gb is not None:
-            free = min(free, 1e9 * self.options.memory_gb - resident_bytes())
+        free, most_gb = free_bytes(CPU), self.options.memory_gb
+        # Without a ceiling other images are on their way; beyond what is free the system kills.
+        room = _SPARE * free if most_gb is None else min(free, 1e9 * most_gb - resident_bytes())
         in_windows = self._window_bytes if self.model.device.type == "cpu" else 0.0
-        return free - map_bytes - in_windows
+        return room - map_bytes - in_windows
 
     def _check_room_to_read(self, image: Any) -> None:
         """Refuse a file that alone would break the ceiling, before it is read."""
@@ -304,8 +340,12 @@ class Predictor:
         if self.options.memory_gb is None or not files:
             return
         headers = [read_header(file) for file in files]
-        voxels = sum(math.prod(grid.shape) * channels for grid, channels in headers)
-        needed = 4e-9 * _COPIES * voxels + 1e-9 * resident_bytes()
+        plans = [self.model.facts.plan]
+        if self.locator is not None:
+            plans.append(self.locator.predictor.model.facts.plan)
+        # Channels that are not there are held as zeros.
+        channels = max(len(plans[0].channel_names), sum(number for _, number in headers))
+        needed = 1e-9 * (resident_bytes() + count_reading(headers[0][0], channels, plans))
         if needed > self.options.memory_gb:
             raise MachineError(
                 f"{files[0]}: reading it takes this process to {needed:.1f} GB, above the "
@@ -351,13 +391,16 @@ class Locator:
     margin_mm: float = 20.0
 
 
-def _prepare_members(model: Model, options: Options, at_once: int) -> Members:
+def _prepare_members(model: Model, options: Options, at_once: int) -> tuple[Members, BackendName]:
     """The networks of a model, in the precision and by the backend that the options ask for.
 
     Args:
         model: the loaded model.
         options: how it predicts.
         at_once: windows per call.
+
+    Returns:
+        The networks, and the backend by name.
 
     Raises:
         MachineError: the backend is not there, or does not give what torch gives.
@@ -373,13 +416,17 @@ def _prepare_members(model: Model, options: Options, at_once: int) -> Members:
         overlapping=bool(classes.regions),
     )
     where = Place(model.device, precision)
-    return Members(
-        prepare_backends(options.backend, model.networks, shape, where, weights=model.digest),
+    networks, backend = prepare_backends(
+        options.backend, model.networks, shape, where, weights=model.digest
+    )
+    members = Members(
+        networks,
         model.device,
         precision=precision,
         overlapping=bool(classes.regions),
         mirroring=_choose_mirroring(model.facts) if options.mirror else None,
     )
+    return members, backend
 
 
 def _choose_mirroring(facts: ModelFacts) -> Mirroring:

@@ -81,6 +81,16 @@ def keep(key: str, value: float) -> None:
         logger.info("the network is measured anew next time (%s)", error)
 
 
+def make_folder(key: str) -> Path | None:
+    """Where files that belong to a key are kept; None if there is no place for them."""
+    try:
+        folder = _find_file().parent / key
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: nobody's home.
+        return None
+    return folder
+
+
 def _find_file() -> Path:
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder, "volseg", "backends.json")
