@@ -103,6 +103,8 @@ def test_nothing_found_is_a_dicom_segmentation_too(
     write_labels(path, labels, read_image(folder).geometry, NAMES, folder)
     found = read_segments(path)
     assert {name: len(places) for name, places in found.items()} == dict.fromkeys(NAMES.values(), 0)
+    # Of as many slices as there may be, an empty one for each.
+    assert pydicom.dcmread(path).NumberOfFrames == len(NAMES)
     # Nor does anybody warn of it.
     assert not caplog.records
 

@@ -17,11 +17,12 @@ import torch
 
 import volseg
 from volseg.data.cases import Case
-from volseg.errors import ConfigError, MachineError
+from volseg.errors import ConfigError, FullDiskError, MachineError
 from volseg.inference import Options, cluster
 from volseg.inference.batch import BatchResult, Outputs, Work, predict_cases
-from volseg.inference.cluster import Cluster, predict_on_cluster
+from volseg.inference.cluster import Cluster, predict_on_cluster, share_memory
 from volseg.inference.inputs import find_inputs
+from volseg.inference.memory import free_bytes
 
 ray = pytest.importorskip("ray")
 
@@ -81,6 +82,7 @@ class FakeRay:
 
     Attributes:
         deadly: cases that end the predictor that gets them.
+        full: cases for which there is no room.
         load: what a predictor does first, with its work.
         machines: what each has.
         started: work of every predictor.
@@ -105,16 +107,18 @@ class FakeRay:
         self.actors: list[object] = []
         self.started: list[Work] = []
         self.loss = "RayActorError"
+        self.full: set[str] = set()
         self.calls: dict[int, Callable[[], object]] = {}
         self.needs: dict[str, int] = {}
 
     def nodes(self) -> list[dict[str, object]]:
         gone = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
-        return [gone, *({"Alive": True, "Resources": machine} for machine in self.machines)]
+        there = enumerate(self.machines)
+        return [gone, *({"Alive": True, "NodeID": f"n{n}", "Resources": m} for n, m in there)]
 
     def remote(self, **needs: int) -> Callable[[type], object]:
         self.needs = needs
-        return lambda worker: SimpleNamespace(remote=lambda work, _: self._start(work))
+        return lambda worker: SimpleNamespace(remote=lambda work, *_: self._start(work))
 
     def lose(self) -> None:
         raise getattr(self.exceptions, self.loss)("killed")
@@ -129,6 +133,9 @@ class FakeRay:
         def predict(case: Case) -> tuple[BatchResult, list[str]]:
             if case.case_id in self.deadly:
                 self.lose()
+            if case.case_id in self.full:
+                failed = {case.case_id: FullDiskError("no space left")}
+                return BatchResult(failed=failed), []
             return BatchResult(written={case.case_id: Path(case.case_id)}), [case.case_id, "odd"]
 
         actor = SimpleNamespace(
@@ -234,9 +241,13 @@ def test_a_predictor_hands_its_warnings_back(
         return plain(self, image)
 
     monkeypatch.setattr(volseg.Predictor, "read", warn)
-    worker = cluster._Worker(
-        Work((run,), Outputs(tmp_path), {"device": "cpu"}), torch.get_num_threads()
-    )
+    here = SimpleNamespace(get_node_id=lambda: "n0")
+    alone = SimpleNamespace(get_runtime_context=lambda: here)
+    monkeypatch.setattr(cluster, "_import_ray", lambda: alone)
+    work = Work((run,), Outputs(tmp_path), {"device": "cpu"})
+    worker = cluster._Worker(work, torch.get_num_threads(), {"n0": 2, "n1": 5})
+    free_gb = 1e-9 * free_bytes(torch.device("cpu"))
+    assert worker.work.options.memory_gb == pytest.approx(free_gb / 2, rel=0.2)
     (case, *_) = cases = find_inputs([balls / "imagesTr"], 1)
     settled, warnings = worker.load(cases)
     assert (settled.options.backend, warnings) == ("torch", [])
@@ -246,47 +257,73 @@ def test_a_predictor_hands_its_warnings_back(
 
 
 @pytest.mark.parametrize(
-    ("machines", "device", "needs", "number", "memory_gb"),
+    ("machines", "device", "needs", "beside"),
     [
         # Four cores each: one of them on each machine, not three on both.
-        ([{"CPU": 6.0}, {"CPU": 6.0}], "auto", {"num_cpus": 4}, 2, None),
-        ([{"CPU": 2.0}], "cpu", {"num_cpus": 2}, 1, None),
-        ([{"CPU": 0.0}, {"CPU": 16.0, "memory": 8e9}], "auto", {"num_cpus": 4}, 4, 2.0),
-        (
-            [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0, "memory": 6e9}],
-            "cuda",
-            {"num_gpus": 1, "num_cpus": 2},
-            2,
-            3.0,
-        ),
-        # The machine where each has the least.
-        (
-            [{"CPU": 8.0, "memory": 8e9}, {"CPU": 4.0, "GPU": 2.0, "memory": 3e9}],
-            "cpu",
-            {"num_cpus": 4},
-            3,
-            3.0,
-        ),
+        ([{"CPU": 6.0}, {"CPU": 6.0}], "auto", {"num_cpus": 4}, [1, 1]),
+        ([{"CPU": 2.0}], "cpu", {"num_cpus": 2}, [1]),
+        ([{"CPU": 0.0}, {"CPU": 16.0}], "auto", {"num_cpus": 4}, [0, 4]),
+        ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0}], "cuda", {"num_gpus": 1, "num_cpus": 2}, [0, 2]),
+        ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0}], "cpu", {"num_cpus": 4}, [2, 1]),
     ],
 )
 def test_predictors_fit_on_their_machines(
     machines: list[dict[str, float]],
     device: str,
     needs: dict[str, int],
-    number: int,
-    memory_gb: float | None,
+    beside: list[int],
 ) -> None:
     fake = FakeRay(set(), machines)
-    make_crew(fake, device=device).run(None)
+    crew = make_crew(fake, device=device)
+    crew.run(None)
     assert fake.needs == {"max_restarts": 0, "max_task_retries": 0, **needs}
-    assert len(fake.started) == number
-    assert {work.options.memory_gb for work in fake.started} == {memory_gb}
+    assert len(fake.started) == sum(beside)
+    assert list(crew.beside.values()) == beside
 
 
-def test_a_ceiling_that_was_asked_for_stays() -> None:
-    fake = FakeRay(set(), [{"CPU": 4.0, "memory": 8e9}])
-    make_crew(fake, options=Options(memory_gb=5.0)).run(None)
-    assert fake.started[0].options.memory_gb == 5.0
+def test_memory_is_shared_by_predictors_that_there_are() -> None:
+    # Of four that fit, a single case needs one.
+    assert make_crew(FakeRay(set(), [{"CPU": 16.0}]), 1).beside == {"n0": 1}
+    work = Work((Path("m"),), Outputs(Path("o")))
+    assert share_memory(work, 1) == work
+    free_gb = 1e-9 * free_bytes(torch.device("cpu"))
+    assert share_memory(work, 4).options.memory_gb == pytest.approx(free_gb / 4, rel=0.2)
+    own = work.with_options(memory_gb=5.0)
+    assert share_memory(own, 4) == own
+
+
+def test_a_full_disk_ends_it_all() -> None:
+    fake = FakeRay(set(), [{"CPU": 4.0}])
+    fake.full = {"c1"}
+    crew = make_crew(fake)
+    with pytest.raises(FullDiskError, match="no space left"):
+        crew.run(None)
+    assert len(crew.waiting) == 4
+
+
+def test_nobody_is_waited_for_who_has_nothing_to_do() -> None:
+    fake = FakeRay(set(), [{"CPU": 16.0}])
+    crew = make_crew(fake, 2)
+    loads = []
+
+    def load(work: Work) -> Work:
+        loads.append(work)
+        return work
+
+    fake.load = load
+    # The first one does both cases before the second has loaded.
+    fake.wait = lambda calls, **_: (calls[-1:], calls[:-1])
+    assert len(crew.run(None).written) == 2
+    assert (len(fake.started), len(loads)) == (2, 1)
+
+
+def test_a_machine_that_cannot_do_as_the_others_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake, answers = FakeRay(set(), [{"CPU": 8.0}]), [None, MachineError("no openvino here")]
+    fake.load = lambda work: answers.pop(0) or work
+    assert len(make_crew(fake).run(None).written) == 6
+    assert "a predictor is left out, the others go on: no openvino here" in caplog.text
 
 
 def test_one_gpu_by_number_is_refused() -> None:

@@ -179,14 +179,14 @@ def test_what_reading_takes_follows_from_the_header() -> None:
     assert count_reading(grid, 2, [plan]) == 8 * (source + 3 * result)
     other = make_plan((2.0, 2.0, 4.0))
     assert count_reading(grid, 1, [plan, other]) == 4 * (source + 3 * result)
-    # From 64 bits to 32; with the first result kept, twice the image and twice the second one.
-    assert count_reading(grid, 1, [other]) == 4 * 3 * source
+    # 64 bits, twice.
+    assert count_reading(grid, 1, [other]) == 4 * 4 * source
     same = make_plan((1.0, 1.0, 4.0))
     assert count_reading(grid, 1, [same, other]) == 4 * (source + 3 * source)
     assert count_reading(grid, 1, [same, same]) == 4 * (source + 4 * source)
     assert count_reading(grid, 1, [other, plan]) == 4 * (coarse + source + 3 * result)
     # A picture is refused once it is read.
-    assert count_reading(Geometry((30, 20), np.eye(4)), 1, [plan]) == 4 * 3 * 600
+    assert count_reading(Geometry((30, 20), np.eye(4)), 1, [plan]) == 4 * 4 * 600
 
 
 def test_a_file_is_refused_for_what_becomes_of_it(run: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_cpu_blends_the_scores_for_a_gpu_without_room(
     monkeypatch.setattr(predictor_module, "stays_on", lambda _, n: needed.append(n) or True)
     assert np.array_equal(other(image).labels, expected)
     assert devices == ["cuda", "cpu"]
-    assert "no room to blend on cuda; the CPU does it" in caplog.text
+    assert "memory of cuda is short; the CPU blends" in caplog.text
     # What is blended, as much to decide on it, and what the network takes.
     shape = predictor.read(image).placement.shape
     whole = plan_strips(Box((0, 0, 0), shape), shape, other.model.facts.plan.patch, 3)

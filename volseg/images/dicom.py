@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from volseg.errors import DataError
 from volseg.geometry import Geometry
-from volseg.images.formats import is_dicom, may_be_slice
+from volseg.images.formats import find_class, is_of_slices
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +101,10 @@ def load_series(folder: Path) -> list[Slice]:
     Raises:
         DataError: see `read`.
     """
-    files = sorted(path for path in folder.iterdir() if is_dicom(path))
-    paths = [path for path in files if may_be_slice(path)]
-    if others := len(files) - len(paths):
+    found = {path: find_class(path) for path in sorted(folder.iterdir())}
+    classes = {path: uid for path, uid in found.items() if uid is not None}
+    paths = [path for path, uid in classes.items() if is_of_slices(uid)]
+    if others := len(classes) - len(paths):
         _warn(f"{folder}: {others} DICOM files that are no slices are left out.")
     if not paths:
         raise DataError("a folder without slices; expected those of one DICOM series.")

@@ -54,6 +54,9 @@ def write(
         raise DataError(f"{path}: no class has a name; expected one at least for a segment.")
     found = {value: name for value, name in names.items() if (labels == value).any()}
     described = found or names
+    if not found:
+        # An empty frame for each class: a file without any is not allowed.
+        slices, labels = slices[:1], labels[..., :1]
     sources = [pydicom.dcmread(part.path, stop_before_pixels=True) for part in slices]
     # Frames as the slices, rows before columns; segments are numbered from one.
     frames = np.zeros(labels.T.shape, np.uint8 if len(described) < 256 else np.uint16)
@@ -68,7 +71,6 @@ def write(
                 _describe(highdicom, number, name)
                 for number, name in enumerate(described.values(), start=1)
             ],
-            # A file without any frame is not allowed.
             omit_empty_frames=bool(found),
             series_instance_uid=highdicom.UID(),
             series_number=100,

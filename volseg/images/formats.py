@@ -144,19 +144,17 @@ def may_be_slice(path: Path) -> bool:
 
     Structures, doses, reports, segmentations and the like lie among the slices they belong to.
     """
-    uid = _find_class(path)
-    if uid is None:
-        return False
+    uid = find_class(path)
+    return uid is not None and is_of_slices(uid)
+
+
+def is_of_slices(uid: str) -> bool:
+    """Whether a class of DICOM objects may be one of slices; empty where a file does not say."""
     kind = uid.removeprefix(_STORAGE).partition(".")[0]
     return uid == _RT_IMAGE or not (uid.startswith(_STORAGE) and kind in _NO_SLICES)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its content, or says so by its name."""
-    return _find_class(path) is not None
-
-
-def _find_class(path: Path) -> str | None:
+def find_class(path: Path) -> str | None:
     """Which class of DICOM objects a file is of, empty where it does not say; None for no DICOM."""
     if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
         return None

@@ -6,6 +6,7 @@ MetaImage files are checked before, since ITK fills what is missing or damaged w
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zlib
@@ -101,11 +102,15 @@ def _check_room(path: Path) -> None:
     """ITK does not say that the disk is full, but the system does.
 
     Raises:
-        OSError: nothing can be added to the file.
+        OSError: it is; any other error is for ITK to tell.
     """
-    with open(path, "ab") as file:
-        file.write(bytes(_CHUNK))
-        os.fsync(file.fileno())
+    try:
+        with open(path, "ab") as file:
+            file.write(bytes(_CHUNK))
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _open(path: Path) -> sitk.ImageFileReader:

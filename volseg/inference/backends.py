@@ -423,7 +423,8 @@ def _build_tensorrt(network: nn.Module, shape: WindowShape, place: Place) -> Net
 def _keep_engine(program: bytes, place: Place) -> dict[str, Any]:
     """Where TensorRT finds again what it has built from a network, which takes minutes."""
     # ONNX Runtime tells networks apart by their layers alone, not by their weights.
-    facts = (hashlib.sha256(program).hexdigest(), _find_version("tensorrt"))
+    version = _find_version("tensorrt")
+    facts = (hashlib.sha256(program).hexdigest(), version, str(place.precision))
     folder = make_folder(make_key(place.device, *facts))
     if folder is None:
         return {}

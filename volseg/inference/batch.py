@@ -35,7 +35,7 @@ from volseg.errors import (
     is_out_of_memory,
 )
 from volseg.extensions import register
-from volseg.images import DICOM, SEGMENTS, check_label_suffix, is_picture
+from volseg.images import DICOM, SEGMENTS, check_label_suffix, is_picture, may_be_slice
 from volseg.inference.backends import BackendName
 from volseg.inference.options import Options
 from volseg.inference.predictor import Locator, Predictor, Segmentation
@@ -195,7 +195,7 @@ class Job:
 
     def is_done(self, predictor: Predictor) -> bool:
         """Whether all files are there, made in the same way of the same images."""
-        if not all(path.exists() for path in self.targets):
+        if not all(map(os.path.exists, self.targets)):
             return False
         try:
             record = CaseRecord.read_json(self.record)
@@ -216,7 +216,7 @@ def digest_sources(case: Case) -> str:
     files = [
         file
         for path in case.files
-        for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        for file in (sorted(filter(may_be_slice, path.iterdir())) if path.is_dir() else [path])
     ]
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -271,22 +271,36 @@ def plan_jobs(
     kept: list[Job] = []
     todo: list[Job] = []
     for job in jobs:
-        (kept if not outputs.overwrite and job.is_done(predictor) else todo).append(job)
-    for job in () if outputs.overwrite else todo:
-        # Another process may have finished it meanwhile.
-        if job.labels.exists() and not job.is_done(predictor):
-            raise ConfigError(
-                f"{job.labels} exists and was made from other images, weights or options; nothing "
-                "was written. Choose another folder, or --overwrite."
-            )
+        (kept if _may_stay(job, predictor, outputs) else todo).append(job)
     if todo:
         _check_folder(outputs.folder)
     return kept, todo
 
 
+def _may_stay(job: Job, predictor: Predictor, outputs: Outputs) -> bool:
+    """Whether a job is done.
+
+    Raises:
+        ConfigError: there is a label map that was made otherwise, and shall not be replaced.
+    """
+    # Looked for before: another process may finish it at any moment.
+    has_labels = os.path.exists(job.labels)
+    if outputs.overwrite:
+        return False
+    is_done = job.is_done(predictor)
+    if has_labels and not is_done:
+        raise ConfigError(
+            f"{job.labels} exists and was made from other images, weights or options; nothing "
+            "was written. Choose another folder, or --overwrite."
+        )
+    return is_done
+
+
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that cannot be written to, before there is anything to write."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Unlike Path.exists it takes what may not be looked at for not there.
+    parents = (folder, *folder.absolute().parents)
+    nearest = next(path for path in parents if os.path.exists(path))
     if not nearest.is_dir():
         raise ConfigError(f"{nearest} is no folder; expected one for the results. Change -o.")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -417,11 +431,16 @@ def _write(predictor: Predictor, work: _Work) -> tuple[Job, Exception | None]:
         for name, path in job.uncertainty.items():
             segmentation.save_uncertainty(name, path)
         segmentation.save(job.labels)
-    except Exception as error:
+    except FullDiskError as error:
         _remove(job.targets)
-        if isinstance(error, FullDiskError):
-            raise  # No case after this one would find room.
-        return job, _settle(error)  # The others go on.
+        # No case after this one would find room.
+        raise FullDiskError(
+            f"no space left while writing {job.labels}; no file of that case stays. Free some "
+            "space, and give the same command again."
+        ) from error
+    except Exception as error:  # The others go on.
+        _remove(job.targets)
+        return job, _settle(error)
     return job, None
 
 

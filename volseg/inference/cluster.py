@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from volseg.data.cases import Case
-from volseg.errors import ConfigError, MachineError
+from volseg.errors import ConfigError, FullDiskError, MachineError
 from volseg.inference.batch import BatchResult, Work, plan_jobs, predict_cases, report
+from volseg.inference.memory import free_bytes
 from volseg.inference.predictor import Predictor
+from volseg.inference.windows import CPU
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +86,7 @@ class _Crew:
         self.said: set[str] = set()
         share = _share_out(ray, cluster, work.load.get("device", "auto"))
         self.number = min(share.number, len(cases))
-        if work.options.memory_gb is None:
-            work = work.with_options(memory_gb=share.memory_gb)
+        self.beside = {name: min(count, self.number) for name, count in share.beside.items()}
         self.work = work
         self.actor = ray.remote(max_restarts=0, max_task_retries=0, **share.needs)(_Worker)
         self.threads = share.needs["num_cpus"]
@@ -97,7 +98,7 @@ class _Crew:
     def run(self, on_case: Callable[[int, int], None] | None) -> BatchResult:
         """Until every case is done or has failed."""
         reported = 0
-        while self.busy:
+        while self.busy and reported < len(self.cases):
             ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_PATIENCE_S)
             if not ready and not self.is_checked:
                 logger.warning("no predictor has begun yet: the cluster is busy, or loads slowly")
@@ -115,7 +116,7 @@ class _Crew:
             self.ray.kill(actor)
 
     def _hire(self) -> None:
-        actor = self.actor.remote(self.work, self.threads)
+        actor = self.actor.remote(self.work, self.threads, self.beside)
         # The first one that has loaded the model looks at all outputs, before any is written.
         cases = [] if self.is_checked else list(self.cases)
         self.busy[actor.load.remote(cases)] = (actor, None)
@@ -133,9 +134,14 @@ class _Crew:
             self.result.add(found)
             for name, failure in found.failed.items():
                 report(name, failure)
+                if isinstance(failure, FullDiskError):
+                    raise failure  # No case after this one would find room.
         elif isinstance(found, Exception):
             self.ray.kill(actor)
-            raise found
+            if not self.is_checked or not self.busy:
+                raise found
+            logger.warning("a predictor is left out, the others go on: %s", found)
+            return
         else:
             self._begin(found)
         if self.waiting:
@@ -147,7 +153,8 @@ class _Crew:
     def _begin(self, settled: Work) -> None:
         """Go on behind a predictor that has loaded the model, the first time with all the others.
 
-        They compute as that one has chosen, so that results do not depend on who measured what.
+        They compute by the backend that it has chosen, so that this does not depend on who
+        measured what.
         """
         self.lost = 0
         if not self.is_checked:
@@ -182,7 +189,7 @@ class _Crew:
                 )
                 self.result.failed[case.case_id] = failure
                 report(case.case_id, failure)
-        if self.waiting or case is None:
+        if self.waiting or not self.is_checked:
             self._hire()
 
 
@@ -204,12 +211,12 @@ class _Share:
     Attributes:
         needs: as Ray names it.
         number: that the machines hold, each machine by itself.
-        memory_gb: for each on the machine where they have the least; None if Ray does not tell.
+        beside: how many of them a machine holds, by its name in Ray.
     """
 
     needs: dict[str, int]
     number: int
-    memory_gb: float | None
+    beside: dict[str, int]
 
 
 def _share_out(ray: Any, cluster: Cluster, device: str) -> _Share:
@@ -222,18 +229,15 @@ def _share_out(ray: Any, cluster: Cluster, device: str) -> _Share:
         raise ConfigError(
             f"--device {device} with --ray, which hands out the GPUs; expected cuda, auto or cpu."
         )
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    machines = [node["Resources"] for node in nodes]
     sizes = [(int(part.get("CPU", 0)), int(part.get("GPU", 0))) for part in machines]
     if device != "cpu" and any(gpus for _, gpus in sizes):
         needs, numbers = _share_gpus(sizes, cluster.cpus)
     else:
         needs, numbers = _share_cores([cores for cores, _ in sizes], cluster.cpus)
-    memory_gb = [
-        1e-9 * part["memory"] / number
-        for part, number in zip(machines, numbers, strict=True)
-        if number and part.get("memory")
-    ]
-    return _Share(needs, max(1, sum(numbers)), min(memory_gb, default=None))
+    beside = {node["NodeID"]: number for node, number in zip(nodes, numbers, strict=True)}
+    return _Share(needs, max(1, sum(numbers)), beside)
 
 
 def _share_gpus(sizes: Sequence[tuple[int, int]], cpus: int) -> tuple[dict[str, int], list[int]]:
@@ -255,9 +259,10 @@ class _Worker:
     Errors and warnings come back as values: Ray's own way to show them mixes them with its own.
     """
 
-    def __init__(self, work: Work, threads: int) -> None:
+    def __init__(self, work: Work, threads: int, beside: Mapping[str, int]) -> None:
         torch.set_num_threads(threads)
-        self.work = work
+        machine = _import_ray().get_runtime_context().get_node_id()
+        self.work = share_memory(work, beside.get(machine, 1))
         self.predictor: Predictor | None = None
 
     def load(self, cases: Sequence[Case]) -> tuple[Work | Exception, list[str]]:
@@ -285,6 +290,18 @@ class _Worker:
                 return BatchResult(failed={case.case_id: _bare(error)}), warnings
         failed = {name: _bare(error) for name, error in result.failed.items()}
         return BatchResult(result.written, failed, result.kept), warnings
+
+
+def share_memory(work: Work, number: int) -> Work:
+    """The work of one of several predictors of a machine, which share the memory that is free.
+
+    Args:
+        work: whose ceiling stays, if it has one.
+        number: of predictors that may be there.
+    """
+    if work.options.memory_gb is not None or number < 2:
+        return work
+    return work.with_options(memory_gb=1e-9 * free_bytes(CPU) / number)
 
 
 @contextlib.contextmanager

@@ -129,8 +129,8 @@ def count_reading(grid: Geometry, num_channels: int, plans: Sequence[Plan]) -> f
     """
     source, kept = num_channels * math.prod(grid.shape), 0
     _, canonical = grid.to_canonical(np.broadcast_to(np.uint8(0), grid.shape))
-    # Voxels of 64 bits, and the same in float32.
-    most = 3 * source
+    # Voxels of 64 bits, once more where ITK hands them over, or the same in float32.
+    most = 4 * source
     for plan in plans if plans[0].spatial_dims == grid.spatial_dims else ():
         target_mm = plan.target_spacing(canonical.spacing_mm)
         shape = resampled_shape(canonical.shape, canonical.spacing_mm, target_mm)

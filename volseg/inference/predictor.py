@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -59,7 +59,7 @@ _COUNTABLE = 2**16
 """Label values below are counted in one pass."""
 _OUTPUTS = 5
 """A window's scores that are held at a time."""
-_SPARE = 0.7
+_PLANNED = 0.7
 """Share of the free memory that is planned for: meanwhile the next image is read and the one before
 is written."""
 
@@ -232,16 +232,9 @@ class Predictor:
         self, prepared: Prepared, *, probabilities: bool, uncertainty: bool
     ) -> Segmentation:
         classes, placement = self.model.facts.classes, prepared.placement
-        grid = self._fill_grid(
-            prepared,
-            partial(
-                NativeGrid,
-                placement,
-                classes,
-                probabilities=probabilities,
-                uncertainty=self.uncertainty_maps if uncertainty else (),
-            ),
-        )
+        maps = self.uncertainty_maps if uncertainty else ()
+        grid = NativeGrid(placement, classes, probabilities=probabilities, uncertainty=maps)
+        self._fill_grid(grid, prepared)
         background, voxel_ml = classes.values[0], placement.source.voxel_ml
         self._postprocessing.apply(grid.labels, background, voxel_ml)
         return Segmentation(
@@ -253,31 +246,30 @@ class Predictor:
             prepared.path,
         )
 
-    def _fill_grid(self, prepared: Prepared, make_grid: Callable[[], NativeGrid]) -> NativeGrid:
+    def _fill_grid(self, grid: NativeGrid, prepared: Prepared) -> None:
         """Predict all of an image; where a GPU lacks room to blend the scores, on the CPU."""
         region, device, facts = self._find_region(prepared), self.model.device, self.model.facts
-        grid = make_grid()
         num_scores = facts.classes.num_outputs + ("disagreement" in grid.uncertainty)
         shape, step = prepared.placement.shape, self.options.step
         plan = partial(plan_strips, region, shape, facts.plan.patch, num_scores, step=step)
         # Twice, since what decides on them takes room, too.
         if stays_on(device, 2 * plan().blend_bytes + self._window_bytes):
             try:
-                return self._fill_strips(grid, prepared.image, plan(), device)
+                self._fill_strips(grid, prepared.image, plan(), device)
+                return
             except torch.OutOfMemoryError:
-                logger.warning("%s: no room to blend on %s; the CPU does it", prepared.path, device)
-                grid = make_grid()
+                logger.warning("%s: memory of %s is short; the CPU blends", prepared.path, device)
+        # All that was filled before is filled again.
         strips = plan(self._room(grid.map_bytes))
-        return self._fill_strips(grid, prepared.image, strips, CPU)
+        self._fill_strips(grid, prepared.image, strips, CPU)
 
     def _fill_strips(
         self, grid: NativeGrid, image: Tensor, strips: Strips, device: torch.device
-    ) -> NativeGrid:
+    ) -> None:
         """Predict strip by strip; scores are blended on `device`."""
         members = replace(self._members, shows_disagreement="disagreement" in grid.uncertainty)
         for strip in strips.regions:
             self._fill(grid, image, members, strip, strips.axis, device)
-        return grid
 
     def _fill(
         self,
@@ -330,7 +322,7 @@ class Predictor:
         """Bytes that the scores in flight may take, besides maps that are not yet filled."""
         free, most_gb = free_bytes(CPU), self.options.memory_gb
         # Without a ceiling other images are on their way; beyond what is free the system kills.
-        room = _SPARE * free if most_gb is None else min(free, 1e9 * most_gb - resident_bytes())
+        room = _PLANNED * free if most_gb is None else min(free, 1e9 * most_gb - resident_bytes())
         in_windows = self._window_bytes if self.model.device.type == "cpu" else 0.0
         return room - map_bytes - in_windows
 
