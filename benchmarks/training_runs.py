@@ -41,6 +41,7 @@ class Recipe:
         """The same on a given plan, but for what the recipe itself says of the plan."""
         own = load_config(self.config, self.settings).plan.model_dump(exclude_none=True)
         fixed = {
+            "spacing_mm": list(plan.spacing_mm),
             "patch": list(plan.patch),
             "batch_size": plan.batch_size,
             "width": plan.network.channels[0],

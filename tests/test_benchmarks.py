@@ -186,6 +186,7 @@ def test_row_without_augmentation_leaves_no_chance_of_any() -> None:
 def test_recipe_follows_a_plan_but_for_what_it_says_itself(tmp_path: Path) -> None:
     fixed = load_config(None, Recipe().on_plan(make_plan()).settings).plan
     assert fixed.model_dump(exclude_none=True) == {
+        "spacing_mm": (1.0, 1.5, 2.0),
         "patch": (8, 16, 24),
         "batch_size": 3,
         "width": 4,
