@@ -9,6 +9,7 @@ import pytest
 from makers import write_tree
 
 from volseg.cores import count_cores
+from volseg.planning.machine import memory_gb
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +85,18 @@ def test_own_group_of_version_1(tmp_path: Path) -> None:
     }
     own = "4:cpuacct,cpu:/job\n3:memory:/large\n0::/"
     assert count_cores(write_tree(tmp_path, own, files)) == 6
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ("0::/slurm/job_7", "sys/fs/cgroup/slurm/job_7/memory.max"),
+        ("0::/slurm/job_7", "sys/fs/cgroup/slurm/memory.max"),
+        ("5:memory:/job_7", "sys/fs/cgroup/memory/job_7/memory.limit_in_bytes"),
+    ],
+)
+def test_a_training_is_planned_for_the_memory_of_its_job(
+    own: str, file: str, tmp_path: Path
+) -> None:
+    machine_gb = memory_gb(write_tree(tmp_path / "free", own, {}))
+    assert memory_gb(write_tree(tmp_path / "job", own, {file: "500000000"})) == 0.5 < machine_gb

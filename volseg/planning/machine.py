@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from volseg.config import Record
+from volseg.control_groups import find_groups
 from volseg.cores import count_cores
 
 # A convolution's forward and backward reach about this share of the matrix-product rate, and a
@@ -35,13 +37,18 @@ class Machine(Record):
     """Whether training steps were timed, or only matrix products and memory passes."""
 
 
-def memory_gb() -> float:
-    """Main memory of this machine that a process may use, in GB (its container's limit)."""
+def memory_gb(root: Path = Path("/")) -> float:
+    """Main memory of this machine that a process may use, in GB, by the limits of its cgroups.
+
+    Args:
+        root: of the file system that has ``proc`` and ``sys``.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(limit).read_text().strip() if Path(limit).exists() else "max"
-        if text != "max":
-            total = min(total, int(text) / 1e9)
+    for group in find_groups("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            # A file may be missing, and "max" is no number.
+            with contextlib.suppress(OSError, ValueError):
+                total = min(total, int((group / name).read_text()) / 1e9)
     return total
 
 
