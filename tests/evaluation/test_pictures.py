@@ -135,13 +135,16 @@ def test_panel_refuses_labels_of_another_grid(tmp_path: Path):
         read_panel("case_1", 1.0, *files)
 
 
+@pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 2, 60])
-def test_progress_is_drawn_for_any_length(tmp_path: Path, num_rows):
+def test_progress_is_drawn_for_any_length(tmp_path: Path, num_rows, unknown):
     history = [
         {"step": step, "minutes": step / 10, "loss": 1 / step, "learning_rate": 1e-3 / step}
         for step in range(1, num_rows + 1)
     ]
     history[-1]["val_dice"] = 0.8
+    if unknown:
+        history[0]["loss"] = None
     draw_progress(tmp_path / "progress.png", history)
     with Picture.open(tmp_path / "progress.png") as picture:
         assert picture.size == (1000, 750)

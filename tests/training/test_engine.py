@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -168,6 +169,50 @@ def test_gradient_that_is_not_finite_leaves_the_weights_as_they_were() -> None:
     for name, tensor in learner.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert learner.optimizer.state == {}
+
+
+class Overflow(nn.Module):
+    """Infinite, as what exceeds float16, for the given number of calls; then a mean."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.times -= 1
+        return logits.float().square().mean() * (math.inf if self.times >= 0 else 1)
+
+
+def make_half(times: float) -> Learner:
+    learner = make()
+    network, config = learner.network, Config().optimizer
+    return make_learner(
+        network, Overflow(times), CPU, Budget(10), config, seed=0, precision=torch.float16
+    )
+
+
+def test_step_that_exceeds_float16_is_left_out_and_the_next_is_not() -> None:
+    learner = make_half(times=1)
+    trainer = create_trainer(learner)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: learner.end_step(engine.state.output)
+    )
+    before = [parameter.detach().clone() for parameter in learner.network.parameters()]
+    trainer.run([make_batch()])
+    assert learner.scaler.get_scale() == 2**15
+    assert all(map(torch.equal, learner.network.parameters(), before))
+    trainer.run([make_batch()])
+    assert not all(map(torch.equal, learner.network.parameters(), before))
+    # Two steps were made, of which the second one's loss alone is known.
+    assert (learner.counters.step, learner.counters.round_steps) == (2, 1)
+    assert math.isfinite(learner.counters.round_loss)
+
+
+def test_training_that_never_fits_into_float16_is_refused() -> None:
+    learner = make_half(times=math.inf)
+    with pytest.raises(ConfigError, match=r"up to step 0; .* Set training\.precision to float32"):
+        create_trainer(learner).run([make_batch()] * 40)
+    assert learner.scaler.get_scale() == 2**-11
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

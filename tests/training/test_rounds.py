@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,6 +213,22 @@ def test_rounds_that_write_for_long_write_less_often(tmp_path: Path, clock: Cloc
         assert len(steps) == expected, steps
         assert steps[0] == 10
         assert steps[-1] == 100
+
+
+def test_round_without_a_finite_loss_says_so(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    trainer, learner, _ = make_training(tmp_path, clock, Budget(20), lambda: 0.5)
+    end_step = learner.end_step
+    # The second of ten rounds, of two steps each.
+    learner.end_step = lambda loss: end_step(  # type: ignore[method-assign]
+        math.inf if learner.counters.step in (2, 3) else loss
+    )
+    run(trainer)
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").open()]
+    assert [row["loss"] is None for row in rows] == [number == 1 for number in range(10)]
+    assert "step 4 of 20, 0.1 minutes: loss not finite, validation" in caplog.text
 
 
 def test_picture_that_cannot_be_drawn_ends_no_training(

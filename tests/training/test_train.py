@@ -328,6 +328,18 @@ def test_all_cases_may_be_learned_from(balls: Path, tmp_path: Path) -> None:
     assert volseg.Predictor.load(run)(balls / "imagesTr" / "case_00.nii.gz").labels.shape
 
 
+def test_patience_without_validation_is_refused_before_cases_are_prepared(
+    balls: Path, tmp_path: Path
+) -> None:
+    split = {"train": [f"case_{number:02d}" for number in range(5)], "validation": []}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "splits.json").write_text(json.dumps([split]))
+    config = tiny("training.steps_per_epoch=1", "training.patience=1")
+    with pytest.raises(ConfigError, match=r"training\.patience .* in fold 0; .* Leave it out"):
+        volseg.train(balls, tmp_path / "run", config=config, epochs=9)
+    assert not (tmp_path / "run" / "cache").exists()
+
+
 @pytest.mark.parametrize(("beside", "workers"), [(None, 8), ("4", 3), ("8", 1), ("16", 1)])
 def test_processes_of_a_machine_share_its_cores(
     beside: str | None, workers: int, monkeypatch: pytest.MonkeyPatch

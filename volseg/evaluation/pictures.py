@@ -278,8 +278,8 @@ def draw_progress(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: PNG file to write.
-        history: rows with ``step``, ``minutes``, ``loss`` and ``learning_rate``; ``val_dice``
-            where a validation was made.
+        history: rows with ``step``, ``minutes``, ``loss`` (None where it was not finite) and
+            ``learning_rate``; ``val_dice`` where a validation was made.
 
     Raises:
         ConfigError: no rows.
@@ -287,14 +287,16 @@ def draw_progress(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     if not history:
         raise ConfigError("no history to draw; expected at least one row. Train a step first.")
     steps = [float(row["step"]) for row in history]
-    loss = [float(row["loss"]) for row in history]
+    known = [row for row in history if row["loss"] is not None]
+    loss_steps, loss = [row["step"] for row in known], [float(row["loss"]) for row in known]
     dice = [(row["step"], row["val_dice"]) for row in history if row.get("val_dice") is not None]
     # A short history is a few points, of which a line alone may show nothing.
     dots: dict[str, Any] = {"marker": "o", "ms": 4} if len(history) < 20 else {}
     figure = Figure(figsize=(10, 7.5), dpi=_DPI, facecolor="white", layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.6])
-    top.plot(steps, loss, color="#56B4E9", linewidth=0.8, alpha=0.7, label="each row")
-    top.plot(steps, _smooth(loss), color="#0072B2", linewidth=1.8, label="moving average", **dots)
+    top.plot(loss_steps, loss, color="#56B4E9", linewidth=0.8, alpha=0.7, label="each row")
+    smooth = _smooth(loss)
+    top.plot(loss_steps, smooth, color="#0072B2", linewidth=1.8, label="moving average", **dots)
     top.set_ylabel("loss")
     top.legend(frameon=False)
     middle.plot(*zip(*dice, strict=True) if dice else ([], []), color="#009E73", marker="o", ms=4)

@@ -36,6 +36,8 @@ CHECKPOINT_EVERY_S = 300
 """A kill loses at most this much of a training."""
 CHECKPOINT_SHARE = 0.05
 """Largest share of the time that checkpoints of rounds may take."""
+SMALLEST_SCALE = 2.0**-10
+"""Of the loss in float16, which begins at 2 to the 16th and is halved by each step left out."""
 
 
 class TrainingEvents(EventEnum):  # type: ignore[misc]  # ignite is not typed for us
@@ -97,8 +99,10 @@ class Learner:
         seconds, mean_loss, stops = self._count_time(loss / number, float(self.wants_stop))
         self.is_stopping = stops > 0
         self.counters.step += 1
-        self.counters.round_steps += 1
-        self.counters.round_loss += mean_loss
+        # In float16 it may be infinite; the scaler leaves such a step out, and so does the mean.
+        if math.isfinite(mean_loss):
+            self.counters.round_steps += 1
+            self.counters.round_loss += mean_loss
         return seconds
 
     def agree_to_stop(self) -> bool:
@@ -166,14 +170,17 @@ def create_trainer(learner: Learner) -> Engine:
             group["lr"] = learning_rate(learner.config, progress)
         learner.loss.progress = progress
         loss = compute_gradients(learner, image, target)
-        _check_finite("loss", loss, learner)
+        is_scaled = learner.scaler.is_enabled()
+        if not is_scaled:
+            _check_finite("loss", loss, learner)
         learner.scaler.unscale_(learner.optimizer)
         norm = nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
-        # Of float16 it may be infinite now and then; the scaler leaves such a step out.
-        if not learner.scaler.is_enabled():
+        if not is_scaled:
             _check_finite("gradient", norm.item(), learner)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
+        if is_scaled:
+            _check_scale(learner)
         learner.average.update_parameters(learner.network)
         return loss
 
@@ -194,6 +201,22 @@ def _check_finite(what: str, value: float, learner: Learner) -> None:
         raise ConfigError(
             f"the {what} became {value} at step {learner.counters.step}; expected a finite "
             "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
+        )
+
+
+def _check_scale(learner: Learner) -> None:
+    """Refuse a training in float16 that has left out one step after the other.
+
+    Now and then a loss or gradient exceeds float16; the scaler leaves the step out and halves.
+
+    Raises:
+        ConfigError: however small the loss was made, they were not finite.
+    """
+    if learner.scaler.get_scale() < SMALLEST_SCALE:
+        raise ConfigError(
+            f"loss or gradient were not finite in float16, again and again up to step "
+            f"{learner.counters.step}; expected finite numbers. Set training.precision to float32 "
+            "or lower optimizer.learning_rate in the fold's config.yaml and --resume."
         )
 
 

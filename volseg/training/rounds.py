@@ -15,7 +15,6 @@ from torch import nn
 from volseg.config import TrainingConfig
 from volseg.data.cache import CachedCase
 from volseg.data.cases import Classes
-from volseg.errors import ConfigError
 from volseg.evaluation.pictures import draw_progress
 from volseg.planning import Plan
 from volseg.progress import Update
@@ -72,15 +71,8 @@ def choose_validation(
     two, or where all are kept that are given, they validate less often, and at the end of the
     training at least; a single one does where two are too dear even once. A patience asks for
     more: five times as many validations as it waits for, and twice as many whatever they cost.
-
-    Raises:
-        ConfigError: a patience, and no case to validate on.
     """
     if not cases:
-        if training.patience is not None:
-            raise ConfigError(
-                "training.patience without a validation case; expected one at least. Leave it out."
-            )
         # Nothing validates, and the picture is drawn as often as if it did.
         return [], math.ceil(num_rounds / VALIDATIONS)
     steps = (training.epochs or 0) * training.steps_per_epoch
@@ -145,7 +137,7 @@ def attach_rounds(
             **({"extension": counters.extensions} if counters.extensions else {}),
             "minutes": round(counters.elapsed_s / 60, 3),
             "progress": round(progress, 4),
-            "loss": counters.round_loss / counters.round_steps,
+            "loss": counters.round_loss / counters.round_steps if counters.round_steps else None,
             "learning_rate": learner.optimizer.param_groups[0]["lr"],
             **pace.end_round(),
         }
@@ -207,13 +199,13 @@ def _draw(history: History) -> None:
 
 
 def _log_row(row: dict[str, Any], total_steps: int) -> None:
-    dice = row.get("val_dice")
+    loss, dice = row["loss"], row.get("val_dice")
     logger.info(
-        "step %d of %d, %.1f minutes: loss %.3f%s",
+        "step %d of %d, %.1f minutes: loss %s%s",
         row["step"],
         total_steps,
         row["minutes"],
-        row["loss"],
+        "not finite" if loss is None else f"{loss:.3f}",
         "" if dice is None else f", validation Dice {dice:.3f}",
     )
 
@@ -223,8 +215,9 @@ def attach_bar(trainer: Engine, learner: Learner, history: History, update: Upda
     smoothed: list[float] = []
 
     def show(engine: Engine) -> None:
-        last = smoothed.pop() if smoothed else engine.state.output
-        smoothed.append(last + 0.05 * (engine.state.output - last))
+        loss = engine.state.output
+        last = smoothed.pop() if smoothed else loss
+        smoothed.append(last + 0.05 * (loss - last) if math.isfinite(last) else loss)
         dice = [row["val_dice"] for row in history.rows if row.get("val_dice") is not None]
         note = f"loss {smoothed[0]:.3f}" + (f" Dice {dice[-1]:.3f}" if dice else "")
         update(learner.counters.step, learner.budget.end, note)

@@ -144,9 +144,16 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
     """Train one fold, or all in turn until one is interrupted.
 
     Raises:
-        ConfigError: no such fold, or an extension of one that has not come to its end.
+        ConfigError: no such fold, an extension of one that has not come to its end, or a patience
+            without cases to validate on.
     """
     folds = choose_folds(fold, len(setting.splits))
+    idle = [number for number in folds if not setting.splits[number].validation]
+    if idle and setting.config.training.patience is not None:
+        raise ConfigError(
+            f"training.patience without a validation case in fold {idle[0]}; expected one at "
+            "least. Leave it out."
+        )
     restarted = {number for number in folds if is_restarted(setting, number)}
     if extends:
         check_finished(setting.run, [number for number in folds if number not in restarted])
