@@ -108,7 +108,17 @@ def test_no_module_is_named_after_nothing() -> None:
     ],
 )
 def test_light_parts_do_not_import_torch(statement: str) -> None:
-    code = f"{statement}\nimport sys\nprint('LOADED', {HEAVY!r} & set(sys.modules))"
+    assert find_loaded(statement) == set()
+
+
+def test_prediction_and_networks_do_not_import_monai() -> None:
+    assert find_loaded("import volseg; volseg.Predictor") == {"torch"}
+    assert find_loaded("import volseg.networks") == {"torch"}
+    assert find_loaded("from volseg.inference import SlidingWindow") >= {"torch", "monai"}
+
+
+def find_loaded(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint('LOADED', *{HEAVY!r} & set(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -116,7 +126,7 @@ def test_light_parts_do_not_import_torch(statement: str) -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
     )
-    assert result.stdout.strip().endswith("LOADED set()")
+    return set(result.stdout.split("LOADED")[-1].split())
 
 
 def test_no_function_is_longer_than_fifty_lines() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from monai.data.utils import compute_importance_map
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from volseg.data.content import Box
 from volseg.inference import windows
-from volseg.inference.windows import choose_axis, list_starts, stream_scores
+from volseg.inference.windows import choose_axis, list_starts, make_weights, stream_scores
 
 
 def draw(*shape: int) -> Tensor:
@@ -64,6 +65,12 @@ def held(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
 
     monkeypatch.setattr(windows._Blend, "add", add)
     return shapes
+
+
+@pytest.mark.parametrize("window", [(1,), (2,), (7, 1, 32), (40, 56, 40), (3, 96)])
+def test_weights_are_those_of_monai(window: Sequence[int]) -> None:
+    expected = compute_importance_map(window, mode="gaussian", sigma_scale=0.125)
+    torch.testing.assert_close(make_weights(window, torch.device("cpu")), expected)
 
 
 def test_no_more_than_a_windows_extent_is_held(held: set[tuple[int, ...]]) -> None:

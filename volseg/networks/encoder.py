@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import Pool
 from torch import nn
 
 from volseg.networks.layers import (
+    AVG_POOL,
     ConvStack,
     Size,
     Style,
@@ -156,7 +156,7 @@ class ResidualBlock(nn.Module):
         steps = per_axis(stride, style.spatial_dims, "stride")
         shortcut: list[nn.Module] = []
         if max(steps) > 1:
-            shortcut.append(Pool[Pool.AVG, style.spatial_dims](steps, steps))
+            shortcut.append(AVG_POOL[style.spatial_dims](steps, steps))
         if in_channels != out_channels:
             projection = dataclasses.replace(plain, bias=False)
             shortcut.append(Unit(projection, in_channels, out_channels, 1))

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers.factories import Dropout
 from torch import nn
 
 from volseg.errors import ConfigError
 from volseg.networks.layers import (
+    DROPOUT,
     NormSpec,
     Size,
     Style,
@@ -206,7 +206,7 @@ class SharedBlock(nn.Module):
         self.norm1 = make_norm(style.norm, dims, channels)
         self.norm2 = make_norm(style.norm, dims, channels)
         self.activation = make_activation(style.activation)
-        self.dropout = Dropout[Dropout.DROPOUT, dims](style.dropout)
+        self.dropout = DROPOUT[dims](style.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Take and give ``(B, channels, *S)``."""

@@ -14,11 +14,22 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 import torch
-from monai.networks.layers.factories import Conv, Dropout, Norm, Pad, Pool
 from torch import nn
 from torch.nn import functional
 
 from volseg.errors import ConfigError, check_choice
+
+Layers = Mapping[int, Callable[..., nn.Module]]
+"""Torch's classes of one layer by `spatial_dims`."""
+# MONAI has a factory for these, whose import takes each prediction a quarter of a gigabyte.
+CONV: Layers = {2: nn.Conv2d, 3: nn.Conv3d}
+DECONV: Layers = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORM: Layers = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+ZERO_PAD: Layers = {2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+MAX_POOL: Layers = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVG_POOL: Layers = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+DROPOUT: Layers = {2: nn.Dropout2d, 3: nn.Dropout3d}
+"""Of whole channels."""
 
 NUM_GROUPS = 8
 LEAKY_SLOPE = 0.01
@@ -263,8 +274,7 @@ def make_norm(norm: NormSpec, spatial_dims: int, channels: int) -> nn.Module:
                 'the norm to ["group", {"num_groups": NUMBER}].'
             )
         return nn.GroupNorm(groups, channels, **options)
-    layer: nn.Module = Norm[Norm.BATCH, spatial_dims](channels, **options)
-    return layer
+    return BATCH_NORM[spatial_dims](channels, **options)
 
 
 def make_activation(activation: str, *, inplace: bool = True) -> nn.Module:
@@ -316,7 +326,7 @@ def make_conv(
     if is_even and max(steps) > 1:
         raise ConfigError(f"kernel_size {kernel} with stride {steps}; expected odd sizes.")
     is_centred = padding == "same" and not is_even
-    conv: nn.Module = Conv[Conv.CONV, spatial_dims](
+    conv = CONV[spatial_dims](
         in_channels,
         out_channels,
         kernel_size=kernel,
@@ -327,14 +337,13 @@ def make_conv(
     if is_centred or padding == "valid":
         return conv
     sides = [side for size in reversed(kernel) for side in ((size - 1) // 2, size // 2)]
-    return nn.Sequential(Pad[Pad.CONSTANTPAD, spatial_dims](tuple(sides), 0.0), conv)
+    return nn.Sequential(ZERO_PAD[spatial_dims](tuple(sides)), conv)
 
 
 def make_pooling(stride: Size, spatial_dims: int) -> nn.Module:
     """Build a max pooling whose window is its stride; an incomplete last window is dropped."""
     size = per_axis(stride, spatial_dims, "stride")
-    layer: nn.Module = Pool[Pool.MAX, spatial_dims](size, size)
-    return layer
+    return MAX_POOL[spatial_dims](size, size)
 
 
 def make_deconv(
@@ -368,7 +377,7 @@ def make_deconv(
     # (size - 1) * stride - 2 * padding + kernel + output_padding = size * stride
     padding = [(n - s + 1) // 2 for n, s in zip(kernel, steps, strict=True)]
     ends = [s + 2 * p - n for n, s, p in zip(kernel, steps, padding, strict=True)]
-    layer: nn.Module = Conv[Conv.CONVTRANS, spatial_dims](
+    return DECONV[spatial_dims](
         in_channels,
         out_channels,
         kernel_size=tuple(kernel),
@@ -377,7 +386,6 @@ def make_deconv(
         output_padding=tuple(ends),
         bias=bias,
     )
-    return layer
 
 
 def make_nearest(stride: Size, spatial_dims: int) -> nn.Module:
@@ -465,7 +473,7 @@ class Unit(nn.Sequential):
                 inplace = _gains_from_overwriting(style.activation, [*layers.values()])
                 layers["activation"] = make_activation(style.activation, inplace=inplace)
             elif letter == "D" and dropout > 0:
-                layers["dropout"] = Dropout[Dropout.DROPOUT, dims](dropout)
+                layers["dropout"] = DROPOUT[dims](dropout)
         super().__init__(layers)
         self.order = "-".join(layers)
 

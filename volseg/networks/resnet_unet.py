@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from monai.networks.layers.factories import Pool
 from torch import nn
 
 from volseg.errors import ConfigError, check_choice
 from volseg.networks.layers import (
+    MAX_POOL,
     ConvStack,
     NormSpec,
     Size,
@@ -359,8 +359,7 @@ def _make_stem(style: Style, in_channels: int, levels: Levels) -> nn.Sequential:
 
 
 def _make_stem_pool(spatial_dims: int, stride: tuple[int, ...]) -> nn.Module:
-    pool: nn.Module = Pool[Pool.MAX, spatial_dims](kernel_size=3, stride=stride, padding=1)
-    return pool
+    return MAX_POOL[spatial_dims](kernel_size=3, stride=stride, padding=1)
 
 
 def _make_stages(
