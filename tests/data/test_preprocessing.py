@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import volseg
 from volseg.config import ConfigError
+from volseg.data import resampling
 from volseg.data.cases import Classes
 from volseg.data.content import Box, find_content
 from volseg.data.preprocessing import Placement, normalise, prepare
@@ -23,6 +24,7 @@ from volseg.data.resampling import (
     reduce_to_indices,
     resample,
     resample_labels,
+    resample_slabs,
     resampled_shape,
 )
 from volseg.errors import DataError
@@ -71,6 +73,36 @@ def test_content_is_the_box_of_nonzero_voxels_of_any_channel() -> None:
     box = find_content(array)
     assert (box.start, box.shape) == ((1, 2), (4, 4))
     assert find_content(np.zeros((1, 3, 4))).shape == (3, 4)
+
+
+def test_content_that_reaches_some_borders_is_cut_at_the_others() -> None:
+    array = np.ones((1, 6, 7))
+    array[0, 2:4, 2:4] = 0
+    assert find_content(array) == Box((0, 0), (6, 7))
+    for axis, side in itertools.product((1, 2), (0, -1)):
+        cut = array.copy()
+        cut[(slice(None),) * axis + (side,)] = 0
+        start, shape = [0, 0], [6, 7]
+        start[axis - 1] += side == 0
+        shape[axis - 1] -= 1
+        assert find_content(cut) == Box(tuple(start), tuple(shape))
+
+
+SIZES = [((9, 7, 5), (4, 11, 5)), ((9, 7, 5), (9, 7, 5)), ((1, 6, 8), (3, 4, 2)), ((9, 8), (4, 13))]
+
+
+@pytest.mark.parametrize("slab_voxels", [1, 80, 10**6])
+@pytest.mark.parametrize(("shape", "target"), SIZES)
+def test_slab_by_slab_is_all_at_once(
+    shape: tuple[int, ...],
+    target: tuple[int, ...],
+    slab_voxels: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resampling, "_SLAB_VOXELS", slab_voxels)
+    array = np.random.default_rng(0).integers(-1000, 1000, (2, *shape), np.int16)
+    expected = resample(torch.from_numpy(array).float(), target)
+    torch.testing.assert_close(resample_slabs(array, target), expected, atol=1e-3, rtol=1e-5)
 
 
 def test_ct_is_clipped_then_scaled() -> None:

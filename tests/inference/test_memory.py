@@ -175,16 +175,17 @@ def test_what_reading_takes_follows_from_the_header() -> None:
     affine = np.array([[0, 0, -1.0, 0], [0, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 1]])
     grid, plan = Geometry((30, 20, 10), affine), make_plan((1.0, 1.0, 2.0))
     source, result, coarse = 6000, 2 * 6000, 6000 // 4
-    assert count_reading(grid, 1, [plan]) == 4 * (source + 3 * result)
-    assert count_reading(grid, 2, [plan]) == 8 * (source + 3 * result)
+    # The image in 64 bits, the result twice and a mask of it.
+    assert count_reading(grid, 1, [plan]) == 4 * (2 * source + 2.25 * result)
+    assert count_reading(grid, 2, [plan]) == 8 * (2 * source + 2.25 * result)
     other = make_plan((2.0, 2.0, 4.0))
-    assert count_reading(grid, 1, [plan, other]) == 4 * (source + 3 * result)
+    assert count_reading(grid, 1, [plan, other]) == 4 * (2 * source + 2.25 * result)
     # 64 bits, twice.
     assert count_reading(grid, 1, [other]) == 4 * 4 * source
     same = make_plan((1.0, 1.0, 4.0))
-    assert count_reading(grid, 1, [same, other]) == 4 * (source + 3 * source)
-    assert count_reading(grid, 1, [same, same]) == 4 * (source + 4 * source)
-    assert count_reading(grid, 1, [other, plan]) == 4 * (coarse + source + 3 * result)
+    assert count_reading(grid, 1, [same, other]) == 4 * (2 * source + 2.25 * source)
+    assert count_reading(grid, 1, [same, same]) == 4 * (2 * source + 3.25 * source)
+    assert count_reading(grid, 1, [other, plan]) == 4 * (coarse + 2 * source + 2.25 * result)
     # A picture is refused once it is read.
     assert count_reading(Geometry((30, 20), np.eye(4)), 1, [plan]) == 4 * 4 * 600
 

@@ -29,8 +29,9 @@ def write_with_hash(path, data):
     sidecar(path).write_text(hashlib.sha256(data).hexdigest())
 
 
-def test_state_survives(checkpoint):
-    state = load_weights(checkpoint)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_state_survives(checkpoint, mapped):
+    state = load_weights(checkpoint, mapped=mapped)
     assert torch.equal(state["network"]["weight"], torch.arange(6.0))
     assert {key: state[key] for key in ("step", "losses", "name")} == {
         "step": 3,

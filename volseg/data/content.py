@@ -31,6 +31,10 @@ def find_content(array: NDArray[Any]) -> Box:
 
     An image of zeros only is kept whole.
     """
+    faces = ((axis, side) for axis in range(1, array.ndim) for side in (0, -1))
+    if all(np.take(array, side, axis).any() for axis, side in faces):
+        # As of any CT, whose air is not zero; the whole volume takes far longer to look through.
+        return Box((0,) * (array.ndim - 1), tuple(array.shape[1:]))
     mask = np.any(array != 0, axis=0)
     start, shape = [], []
     for axis in range(mask.ndim):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from volseg.data.content import Box, find_content
-from volseg.data.resampling import resample, resample_labels, resampled_shape
+from volseg.data.resampling import resample_labels, resample_slabs, resampled_shape
 from volseg.errors import DataError
 from volseg.geometry import Geometry
 from volseg.images import Image
@@ -102,16 +102,16 @@ def prepare(
     shape = resampled_shape(box.shape, canonical.spacing_mm, target_mm)
     placement = Placement(image.geometry, canonical.shape, box, shape)
     resampled = _resample_as_stored(array[(slice(None), *box.slices)], shape)
-    normalised = torch.stack(
-        [normalise(c, n) for c, n in zip(resampled, plan.normalisation, strict=True)]
-    )
+    # In place: of a large volume there is no room for all channels twice.
+    for channel, normalisation in zip(resampled, plan.normalisation, strict=True):
+        channel.copy_(normalise(channel, normalisation))
     # Zero is no intensity of a CT: a channel that is not there is zero for the network.
-    normalised[list(image.absent)] = 0
+    resampled[list(image.absent)] = 0
     if label is None:
-        return Prepared(normalised, None, placement, image.path)
+        return Prepared(resampled, None, placement, image.path)
     label, _ = image.geometry.to_canonical(label)
     indices = torch.from_numpy(np.ascontiguousarray(label[box.slices]))
-    return Prepared(normalised, resample_labels(indices, num_classes, shape), placement, image.path)
+    return Prepared(resampled, resample_labels(indices, num_classes, shape), placement, image.path)
 
 
 def _resample_as_stored(array: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
@@ -122,8 +122,7 @@ def _resample_as_stored(array: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
     """
     order = sorted(range(len(shape)), key=lambda axis: -abs(array.strides[1 + axis]))
     stored = array.transpose(0, *(1 + axis for axis in order))
-    tensor = torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32))
-    resampled = resample(tensor, [shape[axis] for axis in order])
+    resampled = resample_slabs(stored, [shape[axis] for axis in order])
     return resampled.permute(0, *(1 + order.index(axis) for axis in range(len(shape)))).contiguous()
 
 

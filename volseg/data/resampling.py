@@ -6,12 +6,18 @@ there and back shifts nothing. Interpolation is linear along each axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+_SLAB_VOXELS = 2**21
+"""Of the source at a time: little memory, and enough work for every thread."""
 _MODES = {2: "bilinear", 3: "trilinear"}
 
 
@@ -31,6 +37,53 @@ def resample(array: Tensor, shape: Sequence[int]) -> Tensor:
         return array
     mode = _MODES[array.ndim - 1]
     return interpolate(array[None], size=tuple(shape), mode=mode, align_corners=False)[0]
+
+
+def resample_slabs(array: NDArray[Any], shape: Sequence[int]) -> Tensor:
+    """Interpolate ``(C, *S)`` of any type to ``(C, *shape)`` float32, slab by slab.
+
+    Of the whole array there is never a copy in float32, which for a large volume would take longer
+    to write than the rest of the work.
+
+    Args:
+        array: the first spatial axis is the slowest in memory.
+        shape: per spatial axis.
+    """
+    result = torch.empty((len(array), *shape))
+    low, high, share = find_neighbours(array.shape[1], shape[0])
+    rows, start = max(1, _SLAB_VOXELS // math.prod(array.shape[2:])), 0
+    while start < shape[0]:
+        first = int(low[start])
+        stop = max(start + 1, int(torch.searchsorted(high, first + rows)))
+        here = slice(start, stop)
+        slab = np.ascontiguousarray(array[:, first : int(high[stop - 1]) + 1], dtype=np.float32)
+        flat = _resample_rows(torch.from_numpy(slab), shape[1:])
+        below, above = (flat.index_select(1, rows_[here] - first) for rows_ in (low, high))
+        weight = share[here].view(-1, *[1] * (len(shape) - 1))
+        torch.lerp(below, above, weight, out=result[:, here])
+        start = stop
+    return result
+
+
+def find_neighbours(sources: int, results: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Linear interpolation along an axis whose outer edges stay: each result lies between two.
+
+    Returns:
+        The number of the source below each result, of the one above (at most one more), and the
+        share (float32) of the one above.
+    """
+    centres = (torch.arange(results, dtype=torch.float64) + 0.5) * sources / results - 0.5
+    centres = centres.clamp(0, sources - 1)
+    low, high = centres.floor().long(), centres.ceil().long()
+    return low, high, (centres - low).float()
+
+
+def _resample_rows(slab: Tensor, shape: Sequence[int]) -> Tensor:
+    """Interpolate ``(C, rows, *S)`` to ``(C, rows, *shape)``."""
+    if tuple(slab.shape[2:]) == tuple(shape):
+        return slab
+    mode = {1: "linear", 2: "bilinear"}[len(shape)]
+    return interpolate(slab, size=tuple(shape), mode=mode, align_corners=False)
 
 
 def resample_labels(indices: Tensor, num_classes: int, shape: Sequence[int]) -> Tensor:

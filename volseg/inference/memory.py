@@ -129,17 +129,17 @@ def count_reading(grid: Geometry, num_channels: int, plans: Sequence[Plan]) -> f
     """
     source, kept = num_channels * math.prod(grid.shape), 0
     _, canonical = grid.to_canonical(np.broadcast_to(np.uint8(0), grid.shape))
-    # Voxels of 64 bits, once more where ITK hands them over, or the same in float32.
-    most = 4 * source
+    # Voxels of 64 bits, once more where ITK hands them over.
+    most = 4.0 * source
     for plan in plans if plans[0].spatial_dims == grid.spatial_dims else ():
         target_mm = plan.target_spacing(canonical.spacing_mm)
         shape = resampled_shape(canonical.shape, canonical.spacing_mm, target_mm)
         result = num_channels * math.prod(shape)
-        # The image and the result, each with its axes in order as well; or the image and the
-        # result, normalised channel by channel, and put together.
-        most = max(most, kept + 2 * source + 2 * result, kept + source + 3 * result)
+        # The image, and the result twice: when its axes are put in order, and when it is
+        # normalised, a mask beside it.
+        most = max(most, kept + 2 * source + 2.25 * result)
         kept += result
-    return float(_FLOAT * most)
+    return _FLOAT * most
 
 
 def resident_bytes() -> float:

@@ -249,7 +249,8 @@ def _warn_of_unfinished(state: Mapping[str, Any], path: Path) -> None:
 
 def _load_network(facts: ModelFacts, path: Path, device: torch.device) -> nn.Module:
     network = build_planned_network(facts.plan, facts.classes.num_outputs)
-    state = load_weights(path, device)
+    # A checkpoint also holds what a resumed training needs, twice as much as a prediction does.
+    state = load_weights(path, mapped=True)
     # A bundle's weights stand alone, as MONAI wants them; its plan is no file to edit.
     if "plan" in state:
         check_same_plan(state, facts.plan, path)

@@ -21,6 +21,7 @@ from torch import Tensor
 from volseg.data.cases import Classes
 from volseg.data.content import Box
 from volseg.data.preprocessing import Placement
+from volseg.data.resampling import find_neighbours
 from volseg.errors import MachineError
 from volseg.inference.decoding import to_class_scores
 from volseg.inference.uncertainty import UncertaintyName, entropy
@@ -199,10 +200,7 @@ class Line:
     @classmethod
     def between(cls, sources: int, results: int) -> Line:
         """From a number of voxels to another with the same outer edges."""
-        centres = (torch.arange(results, dtype=torch.float64) + 0.5) * sources / results - 0.5
-        centres = centres.clamp(0, sources - 1)
-        low, high = centres.floor().long(), centres.ceil().long()
-        return cls(sources, low, high, (centres - low).float(), sources == results)
+        return cls(sources, *find_neighbours(sources, results), sources == results)
 
     def within(self, start: int, stop: int) -> tuple[Line, slice]:
         """The same from the sources from `start` to `stop` alone, and which results it gives."""

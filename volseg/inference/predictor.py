@@ -124,7 +124,7 @@ class Predictor:
     """Segments images with a loaded model; several threads may call it at once.
 
     Attributes:
-        model: the loaded model.
+        model: the loaded model; behind `load` its networks have weights only where torch computes.
         options: how it predicts.
         locator: what says where to look; None for everywhere.
         backend: what computes the network: that of the options, or what ``auto`` has chosen.
@@ -179,7 +179,12 @@ class Predictor:
             MachineError: the backend is not there, or does not give what torch gives.
         """
         paths = [Path(each) for each in (folder, *others)]
-        return cls(load_model(paths, device, folds, checkpoint), options, locator)
+        predictor = cls(load_model(paths, device, folds, checkpoint), options, locator)
+        if predictor.backend != "torch":
+            # The runtime has weights of its own; those of torch would be held for nothing.
+            for network in predictor.model.networks:
+                network.to("meta")
+        return predictor
 
     def describe(self) -> dict[str, Any]:
         """What besides the weights decides the labels, as plain data."""

@@ -50,12 +50,16 @@ def save_weights(path: Path, state: Mapping[str, Any]) -> None:
         write_text(_sidecar(path), "".join(f"{line}\n" for line in hashes))
 
 
-def load_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+def load_weights(
+    path: Path, device: str | torch.device = "cpu", *, mapped: bool = False
+) -> dict[str, Any]:
     """Read what `save_weights` wrote.
 
     Args:
         path: the checkpoint, with its sidecar beside it.
         device: where its tensors go.
+        mapped: leave them in the file until they are used. They must not be kept, since Windows
+            replaces no file that is mapped.
 
     Raises:
         DataError: missing or damaged file, or one that holds more than plain data.
@@ -68,7 +72,7 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, An
             "damaged. Copy both again from their source, or use another checkpoint."
         )
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path} holds more than plain data; expected tensors, numbers and text. "

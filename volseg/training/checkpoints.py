@@ -144,7 +144,7 @@ def read_job(path: Path) -> str:
     Raises:
         DataError: it is damaged.
     """
-    return str(load_weights(path)["counters"].get("job", ""))
+    return str(load_weights(path, mapped=True)["counters"].get("job", ""))
 
 
 def list_settings(config: Config) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def check_settings(folder: Path, extends: bool) -> None:
     path = folder / "config.yaml"
     now = list_settings(Config.read_yaml(path))
     # Checkpoints of older versions keep none.
-    state = load_weights(folder / LAST)
+    state = load_weights(folder / LAST, mapped=True)
     begun = state.get("settings", {})
     # An extension that was killed before its first checkpoint has left its length there.
     extends |= (folder / name_config_before(state["counters"].get("extensions", 0) + 1)).exists()

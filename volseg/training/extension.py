@@ -28,7 +28,7 @@ def check_finished(run: RunFolder, folds: Sequence[int]) -> None:
             raise ConfigError(
                 f"{path.parent} holds no training to extend. Leave --resume out to train it."
             )
-        step, end = count_steps(load_weights(path))
+        step, end = count_steps(load_weights(path, mapped=True))
         if step < end:
             raise ConfigError(
                 f"{path.parent} was stopped at step {step} of {end}; expected a finished training "

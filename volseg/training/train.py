@@ -222,7 +222,7 @@ def has_ended(run: Path, fold: int | str) -> bool:
     checkpoints = [RunFolder(run).fold(k) / LAST for k in choose_folds(fold, number)]
     if not all(path.exists() for path in checkpoints):
         return False
-    steps = (count_steps(load_weights(path)) for path in checkpoints)
+    steps = (count_steps(load_weights(path, mapped=True)) for path in checkpoints)
     return all(done >= wanted for done, wanted in steps)
 
 

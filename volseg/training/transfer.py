@@ -121,7 +121,7 @@ def transfer_weights(
         DataError: its weights are damaged.
     """
     facts, path = read_facts(source), _find_source(source, fold)
-    state = load_weights(path)
+    state = load_weights(path, mapped=True)
     theirs: dict[str, Tensor] = state.get("network", state)
     ours = network.state_dict()
     axes = _find_named_axes(plan, classes)
