@@ -203,7 +203,9 @@ class OptimizerConfig(Record):
     """Of Muon (0.95 by default) and of stochastic gradient descent (0.99)."""
     learning_rate: Positive | None = None
     """By default 1e-2 of Muon and stochastic gradient descent, and 3e-3 of AdamW."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """By default 0.3 of Muon, 1e-2 of AdamW and 3e-5 of stochastic gradient descent. Muon leaves
+    norms and biases alone."""
     warmup: Probability = 0.03
     """Share of the training over which the learning rate rises linearly from zero."""
     power: Positive = 0.9

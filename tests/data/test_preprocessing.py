@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from volseg.data.cases import Classes
 from volseg.data.content import Box, find_content
 from volseg.data.preprocessing import Placement, normalise, prepare
 from volseg.data.resampling import (
+    count_slabs,
     reduce_to_indices,
     resample,
     resample_labels,
@@ -99,10 +101,47 @@ def test_slab_by_slab_is_all_at_once(
     slab_voxels: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resampling, "_SLAB_VOXELS", slab_voxels)
-    array = np.random.default_rng(0).integers(-1000, 1000, (2, *shape), np.int16)
-    expected = resample(torch.from_numpy(array).float(), target)
-    torch.testing.assert_close(resample_slabs(array, target), expected, atol=1e-3, rtol=1e-5)
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", slab_voxels)
+    whole = np.random.default_rng(0).integers(-1000, 1000, (2, *shape), np.int16)
+    expected = resample(torch.from_numpy(whole).float(), target)
+    for array in (whole, whole.astype(">u2").astype(">i2"), whole.astype(np.float32, order="F")):
+        found = resample_slabs(array, target)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [(3, 4, 5), (7, 4, 5), (9, 6, 5)])
+def test_axes_that_run_backwards_are_resampled_in_slabs_of_any_size(
+    target: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = np.random.default_rng(0).normal(size=(1, 7, 4, 5)).astype(np.float32)
+    for axes in itertools.product((1, -1), repeat=3):
+        array = whole[(slice(None), *(slice(None, None, step) for step in axes))]
+        expected = resample(torch.from_numpy(array.copy()), target)
+        for slab_voxels in (1, 40, 60, 10**6):
+            monkeypatch.setattr(resampling, "SLAB_VOXELS", slab_voxels)
+            torch.testing.assert_close(resample_slabs(array, target), expected)
+
+
+def test_slabs_hold_no_more_than_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def watch(slab: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        flat = rows(slab, shape)
+        held.append(max(slab.numel(), flat.numel()))
+        return flat
+
+    rows = resampling._resample_rows
+    monkeypatch.setattr(resampling, "_resample_rows", watch)
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", 500)
+    for source, target in (
+        ((40, 5, 6), (90, 20, 24)),
+        ((40, 20, 24), (9, 5, 6)),
+        ((3, 40, 40), (8, 90, 50)),
+    ):
+        held.clear()
+        found = resample_slabs(np.zeros((1, *source)), target)
+        assert found.shape == (1, *target)
+        assert 4 * max(held) <= count_slabs(source, target)
 
 
 def test_ct_is_clipped_then_scaled() -> None:

@@ -19,6 +19,7 @@ import torch
 from makers import make_plan, write_tree
 
 import volseg
+from volseg.data import resampling
 from volseg.data.content import Box
 from volseg.errors import ConfigError, MachineError
 from volseg.geometry import Geometry
@@ -170,7 +171,9 @@ def test_a_file_above_the_ceiling_is_not_read(run: Path, tmp_path: Path) -> None
     assert resident_bytes() - before < 2e7
 
 
-def test_what_reading_takes_follows_from_the_header() -> None:
+def test_what_reading_takes_follows_from_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Slabs of these small images are small, too.
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", 10)
     # The axes of the file are those of the body from the last to the first, 4 mm apart along z.
     affine = np.array([[0, 0, -1.0, 0], [0, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 1]])
     grid, plan = Geometry((30, 20, 10), affine), make_plan((1.0, 1.0, 2.0))
@@ -186,6 +189,9 @@ def test_what_reading_takes_follows_from_the_header() -> None:
     assert count_reading(grid, 1, [same, other]) == 4 * (2 * source + 2.25 * source)
     assert count_reading(grid, 1, [same, same]) == 4 * (2 * source + 3.25 * source)
     assert count_reading(grid, 1, [other, plan]) == 4 * (coarse + 2 * source + 2.25 * result)
+    # Slabs of two rows, or of as many voxels as there are at least: one, and three made of it.
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", 10**6)
+    assert count_reading(grid, 2, [plan]) == 8 * (2 * source + result + 4 * 10**6)
     # A picture is refused once it is read.
     assert count_reading(Geometry((30, 20), np.eye(4)), 1, [plan]) == 4 * 4 * 600
 

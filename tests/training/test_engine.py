@@ -208,6 +208,20 @@ def test_step_that_exceeds_float16_is_left_out_and_the_next_is_not() -> None:
     assert math.isfinite(learner.counters.round_loss)
 
 
+def test_statistics_of_a_batch_that_exceeds_float16_are_left_out() -> None:
+    network = build_network("unet", **OPTIONS, channels=(4, 6, 8), norm="batch")
+    loss, config = MultiLevelLoss(DiceCrossEntropy()), Config().optimizer
+    learner = make_learner(network, loss, CPU, Budget(10), config, seed=0, precision=torch.float16)
+    before = [buffer.clone() for buffer in network.buffers()]
+    assert before
+    image, target = make_batch()
+    create_trainer(learner).run([(image * math.inf, target)])
+    for found in (network.buffers(), learner.average.module.buffers()):
+        assert all(map(torch.equal, found, before))
+    create_trainer(learner).run([(image, target)])
+    assert not all(map(torch.equal, network.buffers(), before))
+
+
 def test_training_that_never_fits_into_float16_is_refused() -> None:
     learner = make_half(times=math.inf)
     with pytest.raises(ConfigError, match=r"up to step 0; .* Set training\.precision to float32"):

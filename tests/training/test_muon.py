@@ -58,8 +58,9 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     network = nn.Sequential(nn.Conv3d(2, 3, 3), nn.GroupNorm(3, 3))
     plain = copy.deepcopy(network)
     rate = 1e-2
-    config = OptimizerConfig(name="muon", weight_decay=0.0, learning_rate=rate)
+    config = OptimizerConfig(name="muon", weight_decay=0.5, learning_rate=rate)
     optimizer = make_optimizer(network, config)
+    # Which leaves vectors as large as they are.
     adamw = torch.optim.AdamW(plain.parameters(), rate, weight_decay=0.0)
     before = network[0].weight.detach().clone()
     for mine, theirs in zip(network.parameters(), plain.parameters(), strict=True):
@@ -73,7 +74,7 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     assert torch.equal(network[1].weight, plain[1].weight)
     # The first step of a lerped momentum with Nesterov is a multiple of the gradient.
     step = orthogonalise(gradient.reshape(3, 54)).reshape(before.shape)
-    expected = before - rate * 0.2 * 54**0.5 * step
+    expected = before * (1 - rate * 0.5) - rate * 0.2 * 54**0.5 * step
     torch.testing.assert_close(network[0].weight.detach(), expected)
 
 

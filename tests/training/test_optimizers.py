@@ -58,6 +58,18 @@ def test_every_optimiser_has_a_learning_rate_of_its_own() -> None:
         assert choose_optimizer(mine, layer).learning_rate == 0.5
 
 
+def test_every_optimiser_has_a_decay_of_its_own() -> None:
+    for name, decays in {"muon": [0.3, 0.0], "adamw": [1e-2], "sgd": [3e-5]}.items():
+        layer = nn.Conv2d(1, 2, 3)
+        config = choose_optimizer(OptimizerConfig(name=name), layer)
+        assert config.weight_decay == decays[0]
+        groups = make_optimizer(layer, config).param_groups
+        # Of Muon's groups the second is the biases and norms.
+        assert [group["weight_decay"] for group in groups] == decays
+        mine = OptimizerConfig(name=name, weight_decay=0)
+        assert choose_optimizer(mine, layer).weight_decay == 0
+
+
 def test_optimisers_by_name() -> None:
     kinds = {"muon": Muon, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     for name, kind in kinds.items():

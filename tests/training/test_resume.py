@@ -95,7 +95,7 @@ def test_every_setting_is_followed_or_kept() -> None:
         ("training__start_from", "other", "training.start_from 'other' instead of None"),
         ("optimizer__name", "sgd", "optimizer.name 'sgd' instead of 'muon'"),
         ("optimizer__momentum", 0.9, "optimizer.momentum 0.9 instead of None"),
-        ("optimizer__weight_decay", 0.5, "optimizer.weight_decay 0.5 instead of 0.01"),
+        ("optimizer__weight_decay", 0.5, "optimizer.weight_decay 0.5 instead of 0.3"),
         ("optimizer__freeze", ["encoder"], "optimizer.freeze ['encoder'] instead of []"),
         ("network__name", "laddernet", "network.name 'laddernet' instead of 'unet'"),
         ("network__pretrained", "r.pth", "network.pretrained 'r.pth' instead of None"),
@@ -120,7 +120,7 @@ def test_all_of_them_are_named_and_how_to_train_longer(balls: Path, run: Path) -
         volseg.train(balls, run, resume=True, device="cpu")
     said = str(refused.value)
     assert "training.minutes 5.0 instead of None, training.epochs None instead of 3" in said
-    assert "optimizer.weight_decay 0.0 instead of 0.01" in said
+    assert "optimizer.weight_decay 0.0 instead of 0.3" in said
     assert said.endswith("made longer by --resume with --minutes or --epochs.")
 
 

@@ -82,7 +82,7 @@ def prepare(
     """Bring an image, and its class indices if given, onto the plan's grid.
 
     Args:
-        image: ``(C, *S)`` float32 in file axis order.
+        image: ``(C, *S)`` in file axis order.
         plan: spacing and normalisation.
         label: ``(*S)`` class indices on the same grid.
         num_classes: background counted; needed with `label`.

@@ -1,6 +1,6 @@
 """From the files of one case to one array on one grid.
 
-Takes paths, gives ``(C, *S)`` float32 intensities and, where there is a label, class indices.
+Takes paths, gives ``(C, *S)`` intensities and, where there is a label, class indices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from volseg.images import Image, read_image, read_labels
 
 
 def read_channels(paths: Sequence[Path | None], channels: Sequence[str]) -> Image:
-    """Read one file per channel, or one file with all channels, into ``(C, *S)`` float32.
+    """Read one file per channel, or one file with all channels, into ``(C, *S)``.
+
+    A single file keeps its type; several are put together in float32.
 
     Args:
         paths: None for a channel that is not there; its voxels are zero then.
@@ -53,10 +55,10 @@ def read_channels(paths: Sequence[Path | None], channels: Sequence[str]) -> Imag
 
 def _join(
     parts: Sequence[NDArray[Any] | None], places: Sequence[int], shape: Sequence[int]
-) -> NDArray[np.float32]:
-    """Channels ``(C, *S)`` float32 at their places; each voxel is copied once at most."""
+) -> NDArray[Any]:
+    """Channels ``(C, *S)`` at their places; each voxel is copied once at most."""
     if len(parts) == 1 and parts[0] is not None:
-        return parts[0].astype(np.float32, copy=False)
+        return parts[0]
     # As files have it: the first axis of space is the fastest, and channels follow each other.
     array = np.moveaxis(np.zeros((*shape, places[-1]), np.float32, order="F"), -1, 0)
     for part, start in zip(parts, places, strict=False):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-_SLAB_VOXELS = 2**21
-"""Of the source at a time: little memory, and enough work for every thread."""
+SLAB_VOXELS = 2**21
+"""Of a channel at a time: little memory, and enough work for every thread."""
 _MODES = {2: "bilinear", 3: "trilinear"}
 
 
@@ -51,18 +51,36 @@ def resample_slabs(array: NDArray[Any], shape: Sequence[int]) -> Tensor:
     """
     result = torch.empty((len(array), *shape))
     low, high, share = find_neighbours(array.shape[1], shape[0])
-    rows, start = max(1, _SLAB_VOXELS // math.prod(array.shape[2:])), 0
+    planes = math.prod(array.shape[2:]), math.prod(shape[1:])
+    # A result lies between two rows.
+    rows, start = max(2, SLAB_VOXELS // max(planes)), 0
     while start < shape[0]:
         first = int(low[start])
-        stop = max(start + 1, int(torch.searchsorted(high, first + rows)))
+        stop = int(torch.searchsorted(high, first + rows))
+        stop = min(stop, start + max(1, SLAB_VOXELS // planes[1]))
         here = slice(start, stop)
-        slab = np.ascontiguousarray(array[:, first : int(high[stop - 1]) + 1], dtype=np.float32)
+        # Always a copy: torch takes no array that runs backwards.
+        slab = np.array(array[:, first : int(high[stop - 1]) + 1], dtype=np.float32, order="C")
         flat = _resample_rows(torch.from_numpy(slab), shape[1:])
-        below, above = (flat.index_select(1, rows_[here] - first) for rows_ in (low, high))
-        weight = share[here].view(-1, *[1] * (len(shape) - 1))
-        torch.lerp(below, above, weight, out=result[:, here])
+        if array.shape[1] == shape[0]:
+            result[:, here] = flat
+        else:
+            below, above = (flat.index_select(1, near[here] - first) for near in (low, high))
+            weight = share[here].view(-1, *[1] * (len(shape) - 1))
+            torch.lerp(below, above, weight, out=result[:, here])
         start = stop
     return result
+
+
+def count_slabs(*shapes: Sequence[int]) -> int:
+    """Voxels that `resample_slabs` holds of a channel besides source and result, at most.
+
+    Args:
+        shapes: of both; any axis may be the slowest in memory.
+    """
+    two_rows = max(2 * math.prod(shape) // min(shape) for shape in shapes)
+    # A slab, its rows interpolated, and of these the ones below and above the results.
+    return 4 * max(SLAB_VOXELS, two_rows)
 
 
 def find_neighbours(sources: int, results: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 
 from volseg.control_groups import find_groups
 from volseg.data.content import Box
-from volseg.data.resampling import resampled_shape
+from volseg.data.resampling import count_slabs, resampled_shape
 from volseg.errors import MachineError
 from volseg.geometry import Geometry
 from volseg.inference.windows import STEP, choose_axis
@@ -135,9 +135,10 @@ def count_reading(grid: Geometry, num_channels: int, plans: Sequence[Plan]) -> f
         target_mm = plan.target_spacing(canonical.spacing_mm)
         shape = resampled_shape(canonical.shape, canonical.spacing_mm, target_mm)
         result = num_channels * math.prod(shape)
-        # The image, and the result twice: when its axes are put in order, and when it is
-        # normalised, a mask beside it.
-        most = max(most, kept + 2 * source + 2.25 * result)
+        slabs = num_channels * count_slabs(canonical.shape, shape)
+        # The image, in 64 bits at most; and what is made of it slab by slab, then the result once
+        # more when its axes are put in order and when it is normalised, a mask beside it.
+        most = max(most, kept + 2 * source + max(result + slabs, 2.25 * result))
         kept += result
     return _FLOAT * most
 

@@ -45,6 +45,8 @@ class ModelFacts(Record):
 class Model:
     """Networks in eval mode on `device`, one per fold, that were trained with one plan.
 
+    Those of a `Predictor` have no values any more where another runtime than torch computes.
+
     `digest` tells their weights from any others.
     """
 

@@ -372,7 +372,7 @@ class Predictor:
                 f"the image has {len(source.array)} channels; expected {len(channels)} "
                 f"({', '.join(channels)})."
             )
-        return Image(source.array.astype(np.float32), source.geometry, source.path)
+        return source
 
 
 @dataclass(frozen=True)

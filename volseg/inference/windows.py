@@ -88,7 +88,7 @@ def stream_scores(
 
 
 def make_weights(window: Sequence[int], device: torch.device) -> Tensor:
-    """A Gaussian over the window, 1 in its centre and at least `SMALLEST_WEIGHT`.
+    """A Gaussian over the window, at least `SMALLEST_WEIGHT`.
 
     That of MONAI, whose import would take each prediction two seconds and 250 MB.
     """

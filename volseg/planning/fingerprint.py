@@ -168,7 +168,7 @@ def _measure_case(
         class_radius_mm=measure_radii(label, geometry.spacing_mm, number),
     )
     flat = array.reshape(len(array), -1)
-    sample, minima = flat[:, foreground], flat.min(axis=1)
+    sample, minima = (part.astype(np.float32) for part in (flat[:, foreground], flat.min(axis=1)))
     absent = list(image.absent)
     sample[absent], minima[absent] = np.nan, np.nan
     return row, sample, minima

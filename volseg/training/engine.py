@@ -99,7 +99,7 @@ class Learner:
         seconds, mean_loss, stops = self._count_time(loss / number, float(self.wants_stop))
         self.is_stopping = stops > 0
         self.counters.step += 1
-        # In float16 it may be infinite; the scaler leaves such a step out, and so does the mean.
+        # In float16 it may be infinite: the scaler leaves the step out, and the mean does, too.
         if math.isfinite(mean_loss):
             self.counters.round_steps += 1
             self.counters.round_loss += mean_loss
@@ -169,10 +169,15 @@ def create_trainer(learner: Learner) -> Engine:
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(learner.config, progress)
         learner.loss.progress = progress
-        loss = compute_gradients(learner, image, target)
         is_scaled = learner.scaler.is_enabled()
+        buffers = [buffer.clone() for buffer in learner.network.buffers()] if is_scaled else []
+        loss = compute_gradients(learner, image, target)
         if not is_scaled:
             _check_finite("loss", loss, learner)
+        elif not math.isfinite(loss):
+            # The scaler knows of gradients alone: statistics of batches would stay spoilt.
+            for buffer, before in zip(learner.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
         learner.scaler.unscale_(learner.optimizer)
         norm = nn.utils.clip_grad_norm_(learner.network.parameters(), learner.config.gradient_clip)
         if not is_scaled:

@@ -33,15 +33,15 @@ class Muon(torch.optim.AdamW):
         parameters: Iterable[nn.Parameter],
         lr: float,
         momentum: float = 0.95,
-        weight_decay: float = 1e-2,
+        weight_decay: float = 0.3,
     ) -> None:
-        """Sort the parameters; those with two axes or more take Muon's steps."""
+        """Sort the parameters; those with two axes or more take Muon's steps, and decay."""
         parameters = list(parameters)
         matrices = [parameter for parameter in parameters if parameter.dim() > 1]
         others = [parameter for parameter in parameters if parameter.dim() <= 1]
         groups: list[dict[str, Any]] = [
             {"params": matrices, "momentum": momentum},
-            {"params": others, "momentum": None},
+            {"params": others, "momentum": None, "weight_decay": 0.0},
         ]
         super().__init__([g for g in groups if g["params"]], lr=lr, weight_decay=weight_decay)
 

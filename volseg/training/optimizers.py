@@ -12,11 +12,12 @@ from volseg.networks.layers import InstanceNorm
 from volseg.training.muon import Muon
 
 LEARNING_RATES = {"muon": 1e-2, "adamw": 3e-3, "sgd": 1e-2}
+WEIGHT_DECAYS = {"muon": 0.3, "adamw": 1e-2, "sgd": 3e-5}
 _NORMS = (InstanceNorm, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def choose_optimizer(config: OptimizerConfig, network: nn.Module) -> OptimizerConfig:
-    """The same with an optimiser's name and learning rate where they were left open.
+    """The same with an optimiser's name, rate and decay where they were left open.
 
     Steps of Muon's size need a normalisation behind them: without any, feature maps of a deep
     network grow from step to step until they leave the range of numbers. One module of
@@ -32,7 +33,9 @@ def choose_optimizer(config: OptimizerConfig, network: nn.Module) -> OptimizerCo
             "adamw trains; expected none. Leave it out, or set optimizer.name."
         )
     rate = config.learning_rate or LEARNING_RATES[name]
-    return config.model_copy(update={"name": name, "learning_rate": rate})
+    decay = WEIGHT_DECAYS[name] if config.weight_decay is None else config.weight_decay
+    settled = {"name": name, "learning_rate": rate, "weight_decay": decay}
+    return config.model_copy(update=settled)
 
 
 def _suit(network: nn.Module) -> str:
@@ -43,7 +46,7 @@ def _suit(network: nn.Module) -> str:
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser of all parameters that are not frozen, of what `choose_optimizer` gave."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    rate, decay, momentum = get_rate(config), config.weight_decay, config.momentum
+    rate, decay, momentum = get_rate(config), _get_decay(config), config.momentum
     if config.name == "sgd":
         momentum = 0.99 if momentum is None else momentum
         return torch.optim.SGD(
@@ -56,9 +59,17 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.O
 
 def get_rate(config: OptimizerConfig) -> float:
     """The learning rate at the end of the warm-up, once it is chosen."""
-    if config.learning_rate is None:
+    return _settled(config.learning_rate)
+
+
+def _get_decay(config: OptimizerConfig) -> float:
+    return _settled(config.weight_decay)
+
+
+def _settled(value: float | None) -> float:
+    if value is None:
         raise ValueError("expected a configuration that choose_optimizer gave.")
-    return config.learning_rate
+    return value
 
 
 def learning_rate(config: OptimizerConfig, progress: float) -> float:

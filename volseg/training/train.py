@@ -144,16 +144,9 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
     """Train one fold, or all in turn until one is interrupted.
 
     Raises:
-        ConfigError: no such fold, an extension of one that has not come to its end, or a patience
-            without cases to validate on.
+        ConfigError: no such fold, or an extension of one that has not come to its end.
     """
     folds = choose_folds(fold, len(setting.splits))
-    idle = [number for number in folds if not setting.splits[number].validation]
-    if idle and setting.config.training.patience is not None:
-        raise ConfigError(
-            f"training.patience without a validation case in fold {idle[0]}; expected one at "
-            "least. Leave it out."
-        )
     restarted = {number for number in folds if is_restarted(setting, number)}
     if extends:
         check_finished(setting.run, [number for number in folds if number not in restarted])
@@ -240,9 +233,18 @@ def choose_folds(fold: int | str, num_folds: int) -> list[int]:
 
 
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
-    """Train one fold from its split to its last checkpoint; False if it was interrupted."""
+    """Train one fold from its split to its last checkpoint; False if it was interrupted.
+
+    Raises:
+        ConfigError: a patience, and no case to validate on.
+    """
     folder = setting.run.fold(fold)
     config = first_then_others(partial(_open_config, setting, fold, resume))
+    if config.training.patience is not None and not setting.splits[fold].validation:
+        raise ConfigError(
+            f"training.patience without a validation case in fold {fold}; expected one at least. "
+            "Leave it out."
+        )
     train_cases, validation_cases = first_then_others(
         partial(_open_cases, setting, setting.splits[fold])
     )
