@@ -203,6 +203,8 @@ class Classes(Record):
 
     def decode(self, indices: NDArray[Any]) -> NDArray[Any]:
         """Class indices to label values, in `dtype`."""
+        if self.values == tuple(range(len(self.values))):
+            return indices.astype(self.dtype, copy=False)
         values: NDArray[Any] = np.asarray(self.values, dtype=self.dtype)[indices]
         return values
 

@@ -263,12 +263,18 @@ def _decide(scores: Tensor, lines: Sequence[Line]) -> Tensor:
         here = best[part.results]
         winner[part.results].masked_fill_(values > here, index)
         torch.maximum(here, values, out=here)
-    if not torch.isfinite(best).all():
+    if best.numel() and not _is_finite(best):
         raise MachineError(
             "the network gives scores that are not finite; expected numbers. Try --precision "
             "float32, and look for extreme intensities in the image."
         )
     return winner
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all are finite, in one pass: NaN is minimum and maximum of what holds it."""
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _find_candidates(scores: Tensor, lines: Sequence[Line]) -> Iterator[tuple[int, _Part]]:

@@ -154,8 +154,11 @@ def list_starts(size: int, window: int, step: float = STEP) -> list[int]:
 
 
 def choose_axis(shape: Sequence[int], window: Sequence[int]) -> int:
-    """The axis along which the fewest scores are held at a time: that of the most windows."""
-    return max(range(len(shape)), key=lambda axis: shape[axis] / window[axis])
+    """The axis along which the fewest scores are held at a time: that of the most windows.
+
+    Of equal ones the last: files store the first axis fastest, and parts along it are scattered.
+    """
+    return max(range(len(shape)), key=lambda axis: (shape[axis] / window[axis], axis))
 
 
 def count_at_once(window: Sequence[int], device: torch.device) -> int:
