@@ -43,9 +43,8 @@ convolutions by transformed tiles (Winograd) of random weights 2e-3."""
 SAME_LABELS = 0.995
 """Share of the voxels of noise whose class 16 bits must not change. Trained networks keep more than
 0.999 there, and 0.9999 on images; a network whose scores are close together everywhere does not."""
-_HALVES = 4.0
-"""In 16 bits a runtime may differ from float32 by so many times what torch differs by in them: it
-also rounds what torch keeps in float32, as normalisation. What is wrong differs by far more."""
+_HALVES = 2.0
+"""In 16 bits a runtime may differ from float32 by so many times what torch differs by in them."""
 _ROUNDS = 3
 _WORTH_IT = 0.95
 """A runtime is chosen if it takes at most this share of torch's time."""
