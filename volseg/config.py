@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,11 +62,33 @@ class Record(BaseModel):
         cls: type[RecordT], path: Path, error: type[VolsegError] = ConfigError
     ) -> RecordT:
         """Read a YAML file of plain values (no tags, no code)."""
-        return cls.parse(_load(path, yaml.safe_load, "YAML", error) or {}, str(path), error)
+        return cls.parse(_load(path, parse_yaml, "YAML", error) or {}, str(path), error)
 
     def write_json(self, path: Path) -> None:
         """Write to `path`, whole or not at all."""
         write_json(path, self.model_dump(mode="json"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes ``1e-5`` for a number, as YAML 1.2 does; YAML 1.1 asks for ``1.0e-5``."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values (no tags, no code) of YAML text.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def _load(path: Path, parse: Any, kind: str, error: type[VolsegError]) -> Any:
@@ -362,7 +385,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     """
     data: dict[str, Any] = {}
     if path is not None:
-        data = _load(path, yaml.safe_load, "YAML", ConfigError) or {}
+        data = _load(path, parse_yaml, "YAML", ConfigError) or {}
         Config.parse(data, str(path))
     for override in overrides:
         _apply(data, override)
@@ -406,13 +429,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _load_value(text: str, override: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as invalid:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML.") from invalid
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """Plain values as YAML text: block style, short lists on one line, key order kept."""
-    return yaml.safe_dump(
-        dict(data), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+    return yaml.dump(
+        dict(data),
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        allow_unicode=True,
+        width=100,
     )

@@ -124,6 +124,29 @@ def test_a_runtime_that_disagrees_is_refused(
         prepare_backend("openvino", network, SHAPE, CPU)
 
 
+def test_in_16_bits_a_voxel_may_differ_and_all_of_them_may_not(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a spread is small its rounding is large, which says nothing of the other voxels."""
+
+    def move_a_voxel(logits: torch.Tensor) -> torch.Tensor:
+        logits[0, 0, 3, 4, 5] += logits.std()
+        return logits
+
+    def prepare(spoil: Callable[[torch.Tensor], torch.Tensor], place: Place) -> None:
+        def build(original: nn.Module, shape: WindowShape, place: Place):
+            return lambda windows: spoil(original(windows))
+
+        monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
+        prepare_backend("openvino", network, SHAPE, place)
+
+    halves = Place(torch.device("cpu"), torch.bfloat16)
+    prepare(move_a_voxel, halves)
+    for spoil, place in ((move_a_voxel, CPU), (lambda logits: logits * 1.1, halves)):
+        with pytest.raises(MachineError, match="openvino differs from torch by"):
+            prepare(spoil, place)
+
+
 def test_agreement_is_remembered_with_the_weights(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

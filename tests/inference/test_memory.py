@@ -189,9 +189,12 @@ def test_what_reading_takes_follows_from_the_header(monkeypatch: pytest.MonkeyPa
     assert count_reading(grid, 1, [same, other]) == 4 * (2 * source + 2.25 * source)
     assert count_reading(grid, 1, [same, same]) == 4 * (2 * source + 3.25 * source)
     assert count_reading(grid, 1, [other, plan]) == 4 * (coarse + 2 * source + 2.25 * result)
-    # Slabs of two rows, or of as many voxels as there are at least: one, and three made of it.
+    # A slab, and three arrays that are made of it, of as many voxels as are wanted at a time.
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", 5000)
+    assert count_reading(grid, 2, [plan]) == 8 * (2 * source + result + 4 * 5000)
+    # None is larger than what there is.
     monkeypatch.setattr(resampling, "SLAB_VOXELS", 10**6)
-    assert count_reading(grid, 2, [plan]) == 8 * (2 * source + result + 4 * 10**6)
+    assert count_reading(grid, 2, [plan]) == 8 * (2 * source + result + 4 * result)
     # A picture is refused once it is read.
     assert count_reading(Geometry((30, 20), np.eye(4)), 1, [plan]) == 4 * 4 * 600
 

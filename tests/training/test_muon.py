@@ -60,7 +60,7 @@ def test_convolutions_move_as_matrices_and_vectors_as_by_adamw() -> None:
     rate = 1e-2
     config = OptimizerConfig(name="muon", weight_decay=0.5, learning_rate=rate)
     optimizer = make_optimizer(network, config)
-    # Which leaves vectors as large as they are.
+    # Muon's decay is for matrices alone.
     adamw = torch.optim.AdamW(plain.parameters(), rate, weight_decay=0.0)
     before = network[0].weight.detach().clone()
     for mine, theirs in zip(network.parameters(), plain.parameters(), strict=True):

@@ -328,16 +328,31 @@ def test_all_cases_may_be_learned_from(balls: Path, tmp_path: Path) -> None:
     assert volseg.Predictor.load(run)(balls / "imagesTr" / "case_00.nii.gz").labels.shape
 
 
-def test_patience_without_validation_is_refused_before_cases_are_prepared(
+def test_patience_without_validation_is_refused_before_any_fold_begins(
+    balls: Path, tmp_path: Path
+) -> None:
+    cases = [f"case_{number:02d}" for number in range(5)]
+    splits = [{"train": cases[:4], "validation": cases[4:]}, {"train": cases, "validation": []}]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "splits.json").write_text(json.dumps(splits))
+    config = tiny("training.steps_per_epoch=1", "training.patience=1")
+    with pytest.raises(ConfigError, match=r"training\.patience .* in fold 1; .* Leave it out"):
+        volseg.train(balls, tmp_path / "run", config=config, epochs=9, fold="all")
+    assert not (tmp_path / "run" / "cache").exists()
+    assert not list((tmp_path / "run").glob("fold_*"))
+
+
+def test_patience_without_validation_is_refused_where_it_comes_later(
     balls: Path, tmp_path: Path
 ) -> None:
     split = {"train": [f"case_{number:02d}" for number in range(5)], "validation": []}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "splits.json").write_text(json.dumps([split]))
-    config = tiny("training.steps_per_epoch=1", "training.patience=1")
+    run = volseg.train(balls, tmp_path / "run", config=tiny("training.steps_per_epoch=1"), epochs=9)
+    kept = run / "fold_0" / "config.yaml"
+    kept.write_text(kept.read_text().replace("patience: null", "patience: 1"))
     with pytest.raises(ConfigError, match=r"training\.patience .* in fold 0; .* Leave it out"):
-        volseg.train(balls, tmp_path / "run", config=config, epochs=9)
-    assert not (tmp_path / "run" / "cache").exists()
+        volseg.train(balls, run, resume=True)
 
 
 @pytest.mark.parametrize(("beside", "workers"), [(None, 8), ("4", 3), ("8", 1), ("16", 1)])

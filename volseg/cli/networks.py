@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from volseg.cli.drawing import WIDTH, draw, wrap
+from volseg.config import parse_yaml
 from volseg.errors import ConfigError, check_choice
 from volseg.extensions import describe as describe_package
 from volseg.extensions import find_installed
@@ -100,7 +101,7 @@ class Request:
                 raise ConfigError(f"--set {override!r}; expected key=value, as in channels=[8,16].")
             check_choice("option", key, known)
             try:
-                options[key] = yaml.safe_load(text)
+                options[key] = parse_yaml(text)
             except yaml.YAMLError as error:
                 raise ConfigError(f"--set {override!r}: the value is not valid YAML.") from error
         return options

@@ -110,7 +110,8 @@ def prepare(
     if label is None:
         return Prepared(resampled, None, placement, image.path)
     label, _ = image.geometry.to_canonical(label)
-    indices = torch.from_numpy(np.ascontiguousarray(label[box.slices]))
+    # Always a copy: torch takes no array that runs backwards.
+    indices = torch.from_numpy(np.array(label[box.slices], order="C"))
     return Prepared(resampled, resample_labels(indices, num_classes, shape), placement, image.path)
 
 

@@ -44,8 +44,9 @@ def read_channels(paths: Sequence[Path | None], channels: Sequence[str]) -> Imag
     parts = [None if path is None else images[path].array for path in paths]
     numbers = [1 if part is None else len(part) for part in parts]
     if sum(numbers) != len(channels):
+        names = ", ".join([str(first.path), *(path.name for path in list(images)[1:])])
         raise DataError(
-            f"{first.path}: {sum(numbers)} channels; expected {len(channels)} "
+            f"{names}: {sum(numbers)} channels; expected {len(channels)} "
             f"({', '.join(channels)}). Give one file per channel, or one file with all of them."
         )
     places = list(itertools.accumulate(numbers, initial=0))

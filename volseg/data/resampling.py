@@ -59,17 +59,24 @@ def resample_slabs(array: NDArray[Any], shape: Sequence[int]) -> Tensor:
         stop = int(torch.searchsorted(high, first + rows))
         stop = min(stop, start + max(1, SLAB_VOXELS // planes[1]))
         here = slice(start, stop)
-        # Always a copy: torch takes no array that runs backwards.
-        slab = np.array(array[:, first : int(high[stop - 1]) + 1], dtype=np.float32, order="C")
-        flat = _resample_rows(torch.from_numpy(slab), shape[1:])
-        if array.shape[1] == shape[0]:
-            result[:, here] = flat
-        else:
-            below, above = (flat.index_select(1, near[here] - first) for near in (low, high))
-            weight = share[here].view(-1, *[1] * (len(shape) - 1))
-            torch.lerp(below, above, weight, out=result[:, here])
+        stored = array[:, first : int(high[stop - 1]) + 1]
+        _fill_rows(result[:, here], stored, low[here] - first, high[here] - first, share[here])
         start = stop
     return result
+
+
+def _fill_rows(
+    result: Tensor, stored: NDArray[Any], low: Tensor, high: Tensor, share: Tensor
+) -> None:
+    """Interpolate ``(C, slab, *S)`` to ``(C, rows, *T)`` by the rows' neighbours in the slab."""
+    # Always a copy: torch takes no array that runs backwards.
+    slab = torch.from_numpy(np.array(stored, dtype=np.float32, order="C"))
+    flat = _resample_planes(slab, result.shape[2:])
+    if flat.shape == result.shape and torch.equal(low, high):
+        result.copy_(flat)
+        return
+    below, above = flat.index_select(1, low), flat.index_select(1, high)
+    torch.lerp(below, above, share.view(-1, *[1] * (flat.ndim - 2)), out=result)
 
 
 def count_slabs(*shapes: Sequence[int]) -> int:
@@ -79,8 +86,9 @@ def count_slabs(*shapes: Sequence[int]) -> int:
         shapes: of both; any axis may be the slowest in memory.
     """
     two_rows = max(2 * math.prod(shape) // min(shape) for shape in shapes)
+    whole: int = math.prod(max(sizes) for sizes in zip(*shapes, strict=True))
     # A slab, its rows interpolated, and of these the ones below and above the results.
-    return 4 * max(SLAB_VOXELS, two_rows)
+    return 4 * min(whole, max(SLAB_VOXELS, two_rows))
 
 
 def find_neighbours(sources: int, results: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +104,7 @@ def find_neighbours(sources: int, results: int) -> tuple[Tensor, Tensor, Tensor]
     return low, high, (centres - low).float()
 
 
-def _resample_rows(slab: Tensor, shape: Sequence[int]) -> Tensor:
+def _resample_planes(slab: Tensor, shape: Sequence[int]) -> Tensor:
     """Interpolate ``(C, rows, *S)`` to ``(C, rows, *shape)``."""
     if tuple(slab.shape[2:]) == tuple(shape):
         return slab

@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 BackendName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
 
 TOLERANCE = 5e-3
-"""Largest difference to torch, as a share of the logits' spread. Rounding makes up 1e-5 of it, and
+"""Difference to torch at most, as a share of the logits' spread. Rounding makes up 1e-5 of it, and
 convolutions by transformed tiles (Winograd) of random weights 2e-3."""
 SAME_LABELS = 0.995
 """Share of the voxels of noise whose class 16 bits must not change. Trained networks keep more than
 0.999 there, and 0.9999 on images; a network whose scores are close together everywhere does not."""
 _HALVES = 2.0
-"""In 16 bits a runtime may differ from float32 by so many times what torch differs by in them."""
+"""In 16 bits a runtime may differ by so many times what torch differs by in them besides."""
 _ROUNDS = 3
 _WORTH_IT = 0.95
 """A runtime is chosen if it takes at most this share of torch's time."""
@@ -222,9 +222,9 @@ class _Answer:
         windows: of noise.
         logits: torch's in float32.
         allowed: difference to them at most, as a share of their spread.
-        is_rounded: whether that is the root of the mean square instead of the largest one. In 16
-            bits a single voxel says little: where normalisation meets a small spread, its rounding
-            is many times that of the others.
+        is_rounded: whether that is the root of the mean square, of the plane of voxels where it is
+            largest, instead of the largest one. In 16 bits a single voxel says little: where
+            normalisation meets a small spread, its rounding is many times that of the others.
     """
 
     windows: Tensor
@@ -235,8 +235,15 @@ class _Answer:
     def differ(self, logits: Tensor) -> float:
         """Difference of others to these logits, as a share of the spread."""
         difference = (logits - self.logits).abs_()
-        size = difference.square_().mean().sqrt() if self.is_rounded else difference.max()
+        size = _find_plane(difference.square_()).sqrt() if self.is_rounded else difference.max()
         return float(size / self.logits.std())
+
+
+def _find_plane(values: Tensor) -> Tensor:
+    """The largest mean of ``(B, C, *S)`` over a plane of voxels, along any axis of `S`."""
+    axes = range(values.ndim)
+    means = [values.mean([a for a in axes if a != axis]).max() for axis in axes[2:]]
+    return torch.stack(means).max()
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ def find_inputs(
 
     Raises:
         ConfigError: a path does not exist or nothing was found.
-        DataError: a case lacks a channel, or two images share a name.
+        DataError: two images share a name.
     """
     cases: list[Case] = []
     for path in paths:
@@ -117,15 +117,11 @@ def _group(files: Sequence[Path], num_channels: int, optional: Collection[int]) 
         images = _place(members, num_channels, optional)
         if images is not None:
             cases.append(Case(case_id=case_id, images=images, patient_id=case_id))
-        elif len(members) == num_channels > 1:
-            cases.append(Case(case_id=case_id, images=tuple(sorted(members)), patient_id=case_id))
         elif num_channels == 1 or len(members) == 1:
             cases += [_single(file, is_alone=len(members) == 1) for file in members]
         else:
-            raise DataError(
-                f"case {case_id}: {len(members)} files ({', '.join(f.name for f in members)}); "
-                f"expected {num_channels}, one per channel."
-            )
+            # Too few or too many: refused when it is read, and the others go on.
+            cases.append(Case(case_id=case_id, images=tuple(sorted(members)), patient_id=case_id))
     return cases
 
 

@@ -45,9 +45,8 @@ class ModelFacts(Record):
 class Model:
     """Networks in eval mode on `device`, one per fold, that were trained with one plan.
 
-    Those of a `Predictor` have no values any more where another runtime than torch computes.
-
-    `digest` tells their weights from any others.
+    `digest` tells their weights from any others. Where another runtime than torch computes,
+    `Predictor.load` keeps the networks without them.
     """
 
     networks: tuple[nn.Module, ...]

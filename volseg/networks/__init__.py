@@ -71,7 +71,7 @@ PRESETS = {
         {"upsampling": "nearest", "skip_first": True, "dropout": 0.5},
     ),
     "unet3d_original": Preset(UNet3d, "Cicek 2016"),
-    "unet3d_deep_supervision": Preset(UNet3d, "Zeng 2017; Dou 2016", {"deep_supervision": True}),
+    "unet3d_deep_supervision": Preset(UNet3d, "Zeng 2017; Dou 2017", {"deep_supervision": True}),
     "dsn3d": Preset(DeeplySupervisedNet, "Dou 2016, 2017"),
     "unet_summed_logits": Preset(SummedLogitsUNet, "Kayalibay 2017; Isensee 2018"),
     "unetplusplus": Preset(UNetPlusPlus, "Zhou 2018"),

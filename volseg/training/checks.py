@@ -9,6 +9,7 @@ import torch
 
 from volseg.config import Config, LossConfig
 from volseg.data.cases import Classes
+from volseg.data.splits import Split
 from volseg.errors import ConfigError
 from volseg.extensions import find
 from volseg.inference.model import build_planned_network
@@ -62,6 +63,19 @@ def check_patience(patience: int | None, num_rounds: int) -> None:
         raise ConfigError(
             f"training.patience {patience} of a training that can validate {num_rounds} times; "
             f"expected less than {num_rounds - 1}. Lower it, or leave it out."
+        )
+
+
+def check_validation(patience: int | None, split: Split, fold: int) -> None:
+    """Refuse a patience in a fold without a case that it could go by.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if patience is not None and not split.validation:
+        raise ConfigError(
+            f"training.patience without a validation case in fold {fold}; expected one at least. "
+            "Leave it out."
         )
 
 

@@ -33,7 +33,7 @@ class Muon(torch.optim.AdamW):
         parameters: Iterable[nn.Parameter],
         lr: float,
         momentum: float = 0.95,
-        weight_decay: float = 0.3,
+        weight_decay: float = 0.0,
     ) -> None:
         """Sort the parameters; those with two axes or more take Muon's steps, and decay."""
         parameters = list(parameters)

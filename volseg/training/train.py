@@ -39,7 +39,7 @@ from volseg.run_folder import (
 )
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints, check_settings, list_settings, read_job
-from volseg.training.checks import check_patience
+from volseg.training.checks import check_patience, check_validation
 from volseg.training.engine import (
     Learner,
     attach_checkpoints,
@@ -144,10 +144,14 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
     """Train one fold, or all in turn until one is interrupted.
 
     Raises:
-        ConfigError: no such fold, or an extension of one that has not come to its end.
+        ConfigError: no such fold, an extension of one that has not come to its end, or a patience
+            and no case to validate on.
     """
     folds = choose_folds(fold, len(setting.splits))
     restarted = {number for number in folds if is_restarted(setting, number)}
+    if not resume:
+        for number in folds:
+            check_validation(setting.config.training.patience, setting.splits[number], number)
     if extends:
         check_finished(setting.run, [number for number in folds if number not in restarted])
     for number in folds:
@@ -240,11 +244,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     """
     folder = setting.run.fold(fold)
     config = first_then_others(partial(_open_config, setting, fold, resume))
-    if config.training.patience is not None and not setting.splits[fold].validation:
-        raise ConfigError(
-            f"training.patience without a validation case in fold {fold}; expected one at least. "
-            "Leave it out."
-        )
+    check_validation(config.training.patience, setting.splits[fold], fold)
     train_cases, validation_cases = first_then_others(
         partial(_open_cases, setting, setting.splits[fold])
     )
