@@ -281,7 +281,7 @@ def test_label_returns_exactly_where_nothing_is_resampled(
     affine[:, 3] = (5, -7, 11, 1)
     tilt = np.eye(4)
     tilt[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
-    labels = make_labels((16, 17, 13))[..., slices]
+    labels = make_labels((16, 17, 13))[..., slices].copy()
     image = Image(np.ones((1, *labels.shape), np.float32), Geometry(labels.shape, tilt @ affine))
     canonical = image.geometry.to_canonical(image.array)[1]
     prepared = prepare(image, make_plan(canonical.spacing_mm), labels, 4)
