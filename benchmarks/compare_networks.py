@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -29,13 +28,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import monai
 import torch
 import transcriptions as plain
+from machine import describe_machine
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from volseg import __version__
 from volseg.networks import build_network
 
 BATCH, CHANNELS, CLASSES = 2, 1, 3
@@ -259,22 +257,6 @@ def compare(name: str, dims: int, rounds: int, device: str, with_resident: bool)
         peak=[measure_peak(network, images) for network in networks],
         resident=measure_resident(name, dims) if with_resident else [],
     )
-
-
-def describe_machine(device: str) -> dict[str, str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor()
-    return {
-        "machine": processor if device == "cpu" else torch.cuda.get_device_name(device),
-        "threads": str(torch.get_num_threads()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "volseg": __version__,
-    }
 
 
 BOTH = " plain volseg"

@@ -27,7 +27,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 
 from volseg.config import load_config, with_length
 from volseg.networks.weights import load_weights

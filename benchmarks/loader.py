@@ -31,7 +31,7 @@ from typing import IO, Any, cast
 import nibabel as nib
 import numpy as np
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 from monai.data import set_track_meta
 from monai.transforms import (
     Compose,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 from predict_files import make_plan, name_classes
 from sides import run_measured
 from without_network import CT, SPACING_MM, Slopes, make_volume

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

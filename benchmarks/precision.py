@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from compare_networks import describe_machine
+from machine import describe_machine
 from numpy.typing import NDArray
 
 from volseg.data.cases import Dataset

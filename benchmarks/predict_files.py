@@ -29,12 +29,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 from sides import Measured, run_measured
 from torch import nn
 
 from volseg.atomic import write_json
-from volseg.bundle import export_bundle
 from volseg.data.cases import Case, Classes, Dataset
 from volseg.inference.model import build_planned_network
 from volseg.networks.weights import save_weights
@@ -366,6 +365,9 @@ def measure(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
 
 def prepare(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
     """The same model for all sides."""
+    # It brings MONAI, which the processes of the other sides have not.
+    from volseg.bundle import export_bundle
+
     write_nnunet_model(task, folder / "nnunet")
     script = Path(__file__).with_name("nnunet_predict.py")
     weights = folder / "weights.pt"

@@ -35,8 +35,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from compare_networks import describe_machine
 from ignite.engine import Events
+from machine import describe_machine
 from network_rate import measure_matrix_rate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 from training_runs import (
     Recipe,
     find_splits,

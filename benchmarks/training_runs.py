@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 
 from volseg.atomic import write_json
 from volseg.config import TrainingConfig, load_config

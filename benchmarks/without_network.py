@@ -24,7 +24,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from compare_networks import describe_machine
+from machine import describe_machine
 from predict_files import Task, make_plan, name_classes, write_nnunet_model
 from sides import Measured, OutOfMemory, run_measured
 from torch import Tensor, nn
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="python with nnunetv2")
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 25, 117])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels of the volume")
     free_gb = SPARE * free_bytes(torch.device("cpu")) / 1e9
     parser.add_argument("--memory", type=float, default=free_gb, help="GB that a side may take")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
@@ -235,9 +236,9 @@ def main() -> None:
         write_json(Path(arguments.result), {"seconds": seconds})
         return
     print(*(f"{key}: {value}" for key, value in describe_machine("cpu").items()), sep="\n")
-    path = arguments.output / "ct.nii.gz"
+    path = arguments.output / f"{'x'.join(map(str, arguments.shape))}.nii.gz"
     if not path.exists():
-        make_volume(path)
+        make_volume(path, arguments.shape)
     print("\n| classes | side | seconds | times volseg's | peak MB | times volseg's |")
     print("|---|---|---|---|---|---|")
     for number in arguments.classes:

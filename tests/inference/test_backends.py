@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_networks_of_users_and_on_slices_are_followed_through_what_they_may_look
 def test_a_runtime_that_disagrees_is_refused(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(original: nn.Module, shape: WindowShape, place: Place):
+    def build(original: nn.Module, *_: object):
         return lambda windows: original(windows) * 1.1
 
     monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
@@ -134,7 +135,7 @@ def test_in_16_bits_a_voxel_may_differ_and_all_of_them_may_not(
         return logits
 
     def prepare(spoil: Callable[[torch.Tensor], torch.Tensor], place: Place) -> None:
-        def build(original: nn.Module, shape: WindowShape, place: Place):
+        def build(original: nn.Module, *_: object):
             return lambda windows: spoil(original(windows))
 
         monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
@@ -168,6 +169,51 @@ def test_agreement_is_remembered_with_the_weights(
     for _ in range(2):
         with pytest.raises(MachineError, match="openvino differs from torch by"):
             prepare_backends("openvino", (network,), SHAPE, CPU, weights="c")
+
+
+def test_a_runtime_follows_a_network_once(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    follow, followed = backends._follow, []
+    monkeypatch.setattr(backends, "_follow", lambda *a: followed.append("") or follow(*a))
+    windows = torch.randn(2, 1, 16, 16, 16)
+
+    def compute(weights: str | None, net: nn.Module = network) -> torch.Tensor:
+        (runtime,), _ = prepare_backends("openvino", (net,), SHAPE, CPU, weights=weights)
+        return runtime(windows)
+
+    expected = compute("a")
+    assert torch.equal(compute("a"), expected)
+    assert len(followed) == 1
+    # Nothing of other weights is taken, and without their digest nothing is kept.
+    other = copy.deepcopy(network)
+    next(other.parameters()).mul_(2)
+    assert not torch.allclose(compute("b", other), expected)
+    assert torch.equal(compute(None), expected)
+    assert len(followed) == 3
+    # What is broken is made again.
+    for suffix in (".bin", ".xml", ".sha256"):
+        for path in tmp_path.rglob(f"network{suffix}"):
+            path.write_bytes(b"9" + path.read_bytes()[1:])
+        before = len(followed)
+        assert torch.equal(compute("a"), expected)
+        assert torch.equal(compute("a"), expected)
+        assert len(followed) == before + 1
+
+
+def test_a_network_that_cannot_be_kept_is_followed_each_time(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("openvino.save_model", fail)
+    for _ in range(2):
+        assert prepare_backends("openvino", (network,), SHAPE, CPU, weights="a")[1] == "openvino"
+    assert not list(tmp_path.rglob("network*"))
 
 
 CHANGES = {
@@ -216,7 +262,7 @@ def test_torch_answers_before_a_runtime_is_built(
 ) -> None:
     built, asked = [], []
 
-    def build(original: nn.Module, shape: WindowShape, place: Place):
+    def build(original: nn.Module, *_: object):
         built.append(len(asked))
         return lambda windows: original(windows)
 
@@ -230,7 +276,7 @@ def test_torch_answers_before_a_runtime_is_built(
 def test_a_runtime_that_gives_nan_is_refused(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(original: nn.Module, shape: WindowShape, place: Place):
+    def build(original: nn.Module, *_: object):
         return lambda windows: original(windows) * torch.nan
 
     monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
@@ -239,7 +285,7 @@ def test_a_runtime_that_gives_nan_is_refused(
 
 
 def test_what_is_not_there_is_refused(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(original: nn.Module, shape: WindowShape, place: Place):
+    def missing(original: nn.Module, *_: object):
         raise ImportError("No module named 'openvino'")
 
     monkeypatch.setitem(backends._BUILDERS, "openvino", (missing, ("cpu",)))

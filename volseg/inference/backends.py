@@ -11,15 +11,18 @@ import contextlib
 import hashlib
 import importlib
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from volseg.atomic import atomic_folder
 from volseg.errors import MachineError
 from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
@@ -32,6 +35,7 @@ from volseg.inference.remembered import (
     remember,
 )
 from volseg.networks import SegmentationNetwork
+from volseg.networks.weights import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +210,7 @@ def _build(
     key = None if weights is None else _make_key(*facts)
     is_known = key is not None and recall(key) is not None
     answer = None if is_known else _ask_torch(network, shape, place)
-    candidate = _Filled(_BUILDERS[name][0](network, shape, place), shape.at_once)
+    candidate = _Filled(_BUILDERS[name][0](network, shape, place, key), shape.at_once)
     if answer is not None:
         difference = _compare(name, candidate, answer)
         if key is not None:
@@ -342,22 +346,31 @@ class _Filled:
 class _OpenVino:
     """A network in OpenVINO, with as many threads as torch has.
 
-    It follows torch through an example, in float32 and with every feature map, and so through one
-    as small as the network can be followed by; windows of `shape` are told to it afterwards.
+    Args:
+        network: in eval mode.
+        shape: of the windows.
+        place: the CPU and a precision.
+        key: under which the network is kept as OpenVINO has it, if it may be: to follow torch
+            through it takes seconds, and memory that the process does not give back.
     """
 
-    def __init__(self, network: nn.Module, shape: WindowShape, place: Place) -> None:
+    def __init__(
+        self, network: nn.Module, shape: WindowShape, place: Place, key: str | None = None
+    ) -> None:
         import openvino
 
-        example = _shrink(shape, network).draw()
-        model = openvino.convert_model(network, example_input=example)
-        model.reshape([shape.at_once, shape.channels, *shape.size])
+        core, folder = openvino.Core(), None if key is None else make_folder(key)
+        model = None if folder is None else _read_kept(core, folder / _KEPT)
+        if model is None:
+            model = _follow(network, shape)
+            if folder is not None:
+                _keep_followed(model, folder / _KEPT)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if place.precision == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._compiled = core.compile_model(model, "CPU", settings)
         # A request holds the memory of its results, so that every thread has its own.
         self._own = threading.local()
 
@@ -366,6 +379,53 @@ class _OpenVino:
             self._own.request = self._compiled.create_infer_request()
         results = self._own.request.infer([windows.contiguous().numpy()], share_inputs=True)
         return torch.from_numpy(results[0])
+
+
+_KEPT = Path("openvino", "network.xml")
+
+
+def _follow(network: nn.Module, shape: WindowShape) -> Any:
+    """The network for windows of `shape` as OpenVINO has it.
+
+    It follows torch through an example, in float32 and with every feature map, and so through one
+    as small as the network can be followed by; windows of `shape` are told to it afterwards.
+    """
+    import openvino
+
+    example = _shrink(shape, network).draw()
+    model = openvino.convert_model(network, example_input=example)
+    model.reshape([shape.at_once, shape.channels, *shape.size])
+    return model
+
+
+def _read_kept(core: Any, path: Path) -> Any:
+    """What `_keep_followed` wrote, if it is there and whole; of a file it takes no copy."""
+    try:
+        digest = path.with_suffix(".sha256").read_text()
+        return core.read_model(path) if digest == _hash_files(path) else None
+    except (OSError, RuntimeError) as error:
+        logger.debug("no network is kept (%s)", error)
+        return None
+
+
+def _keep_followed(model: Any, path: Path) -> None:
+    """Write graph and weights, with their digest beside them, if there is room for it."""
+    import openvino
+
+    try:
+        # Of one that is there something is broken.
+        shutil.rmtree(path.parent, ignore_errors=True)
+        with atomic_folder(path.parent) as folder:
+            openvino.save_model(model, folder / path.name, compress_to_fp16=False)
+            digest = _hash_files(folder / path.name)
+            (folder / path.name).with_suffix(".sha256").write_text(digest)
+    except (OSError, RuntimeError, MachineError) as error:
+        logger.info("OpenVINO follows the network anew next time (%s)", error)
+
+
+def _hash_files(path: Path) -> str:
+    """Of a graph and its weights."""
+    return " ".join(hash_file(file) for file in (path, path.with_suffix(".bin")))
 
 
 def _shrink(shape: WindowShape, network: nn.Module) -> WindowShape:
@@ -414,12 +474,16 @@ def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _build_onnxruntime(network: nn.Module, shape: WindowShape, place: Place) -> Network:
+def _build_onnxruntime(
+    network: nn.Module, shape: WindowShape, place: Place, key: str | None = None
+) -> Network:
     # On a CPU it computes in float32 in any case.
     return _OnnxRuntime(_to_onnx(network, shape), ["CPUExecutionProvider"])
 
 
-def _build_tensorrt(network: nn.Module, shape: WindowShape, place: Place) -> Network:
+def _build_tensorrt(
+    network: nn.Module, shape: WindowShape, place: Place, key: str | None = None
+) -> Network:
     # The package brings the libraries, which ONNX Runtime finds only once they are loaded.
     with contextlib.suppress(ImportError):
         import tensorrt  # noqa: F401
@@ -445,7 +509,7 @@ def _keep_engine(program: bytes, place: Place) -> dict[str, Any]:
     return {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
 
 
-_Builder = Callable[[nn.Module, WindowShape, Place], Network]
+_Builder = Callable[[nn.Module, WindowShape, Place, str | None], Network]
 _BUILDERS: dict[str, tuple[_Builder, tuple[str, ...]]] = {
     "openvino": (_OpenVino, ("cpu",)),
     "onnxruntime": (_build_onnxruntime, ("cpu",)),

@@ -39,7 +39,7 @@ def save_weights(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     hashes = [hashlib.sha256(buffer.getbuffer()).hexdigest()]
-    if path.exists() and (previous := _hash(path)) in _read_hashes(path):
+    if path.exists() and (previous := hash_file(path)) in _read_hashes(path):
         hashes.append(previous)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -66,7 +66,7 @@ def load_weights(
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; expected a checkpoint.")
-    if _hash(path) not in _read_hashes(path):
+    if hash_file(path) not in _read_hashes(path):
         raise DataError(
             f"{path} does not match {_sidecar(path).name} beside it: one of them is missing or "
             "damaged. Copy both again from their source, or use another checkpoint."
@@ -88,7 +88,7 @@ def load_weights(
 
 def digest_weights(paths: Sequence[Path]) -> str:
     """A short text that tells these files from any others."""
-    hashes = " ".join(_hash(path) for path in paths)
+    hashes = " ".join(hash_file(path) for path in paths)
     return hashlib.sha256(hashes.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
@@ -103,7 +103,8 @@ def _read_hashes(path: Path) -> list[str]:
         return []
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, which is read block by block."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
