@@ -36,3 +36,24 @@ def count_faults(how: str) -> int:
 def test_large_arrays_take_the_same_pages_again() -> None:
     # 20 arrays of 16 MB are 4,096 pages each, unless the first one's pages serve them all.
     assert count_faults("keep") < 4096
+
+
+TRIM = """
+from volseg.allocation import give_back_freed_memory
+from volseg.inference.memory import resident_bytes
+
+pieces = [bytearray(60_000) for _ in range(2000)]
+# The heap does not end with what is freed.
+last = bytearray(60_000)
+del pieces
+before = resident_bytes()
+give_back_freed_memory()
+print(before - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told")
+def test_what_is_freed_in_pieces_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", TRIM], capture_output=True, text=True, check=True)
+    # 2,000 pieces of 60 kB.
+    assert float(done.stdout) > 0.9 * 1.2e8

@@ -28,13 +28,13 @@ def test_config_survives_a_round_trip(tmp_path: Path) -> None:
     assert Config.read_yaml(path) == config
 
 
-@pytest.mark.parametrize("text", ["1e-5", "1E-5", "+1.e-5", "1.0e-5", "100e-7"])
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "+1.e-5", "1.0e-5", "100e-7", ".1e-4"])
 def test_a_number_may_be_written_as_everywhere(text: str) -> None:
     options = load_config(None, [f"loss.options={{smooth: {text}}}"]).loss.options
     assert options["smooth"] == pytest.approx(1e-5)
 
 
-@pytest.mark.parametrize("text", ["1e-5", "3E2", "1e", "e5", "1e5a", "1-e5"])
+@pytest.mark.parametrize("text", ["1e-5", "3E2", ".5e3", "1e", "e5", "1e5a", "1-e5"])
 def test_text_that_looks_like_a_number_stays_text(text: str) -> None:
     written = dump_yaml({"name": text, "names": [text]})
     assert parse_yaml(written) == {"name": text, "names": [text]}

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import logging
+import math
 import shutil
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from volseg.atomic import atomic_folder
+from volseg.atomic import atomic_folder, remove_temporary
 from volseg.errors import MachineError
 from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
@@ -31,6 +32,7 @@ from volseg.inference.remembered import (
     keep,
     make_folder,
     make_key,
+    make_network_key,
     recall,
     remember,
 )
@@ -210,7 +212,7 @@ def _build(
     key = None if weights is None else _make_key(*facts)
     is_known = key is not None and recall(key) is not None
     answer = None if is_known else _ask_torch(network, shape, place)
-    candidate = _Filled(_BUILDERS[name][0](network, shape, place, key), shape.at_once)
+    candidate = _Filled(_BUILDERS[name][0](network, shape, place), shape.at_once)
     if answer is not None:
         difference = _compare(name, candidate, answer)
         if key is not None:
@@ -269,8 +271,8 @@ def _compare(name: BackendName, candidate: Network, answer: _Answer) -> float:
         MachineError: it is too large.
     """
     difference = answer.differ(candidate(answer.windows))
-    # A comparison with nan is never true.
-    if not difference <= answer.allowed:
+    # Where torch itself leaves the range of its 16 bits, everything would be allowed.
+    if not math.isfinite(difference) or difference > answer.allowed:
         raise MachineError(
             f"{name} differs from torch by {difference:.2g} of the logits' spread; expected at "
             f"most {answer.allowed:.2g}. Use --backend torch."
@@ -350,21 +352,13 @@ class _OpenVino:
         network: in eval mode.
         shape: of the windows.
         place: the CPU and a precision.
-        key: under which the network is kept as OpenVINO has it, if it may be: to follow torch
-            through it takes seconds, and memory that the process does not give back.
     """
 
-    def __init__(
-        self, network: nn.Module, shape: WindowShape, place: Place, key: str | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, shape: WindowShape, place: Place) -> None:
         import openvino
 
-        core, folder = openvino.Core(), None if key is None else make_folder(key)
-        model = None if folder is None else _read_kept(core, folder / _KEPT)
-        if model is None:
-            model = _follow(network, shape)
-            if folder is not None:
-                _keep_followed(model, folder / _KEPT)
+        core = openvino.Core()
+        model = _read_or_follow(core, network, shape)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if place.precision == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -382,6 +376,26 @@ class _OpenVino:
 
 
 _KEPT = Path("openvino", "network.xml")
+_LEFT_S = 3600.0
+"""After so long a folder on its way is nobody's any more."""
+
+
+def _read_or_follow(core: Any, network: nn.Module, shape: WindowShape) -> Any:
+    """The network as OpenVINO has it, from where it was kept if it was.
+
+    To follow torch through it takes seconds, and memory that the process does not give back.
+    """
+    key = make_network_key(network, shape, "openvino", _find_version("openvino"))
+    folder = None if key is None else make_folder(key)
+    if folder is None:
+        return _follow(network, shape)
+    kept = _read_kept(core, folder / _KEPT)
+    if kept is None:
+        followed = _follow(network, shape)
+        _keep_followed(followed, folder / _KEPT)
+        # What is compared with torch is what later processes read.
+        kept = _read_kept(core, folder / _KEPT) or followed
+    return kept
 
 
 def _follow(network: nn.Module, shape: WindowShape) -> Any:
@@ -401,7 +415,7 @@ def _follow(network: nn.Module, shape: WindowShape) -> Any:
 def _read_kept(core: Any, path: Path) -> Any:
     """What `_keep_followed` wrote, if it is there and whole; of a file it takes no copy."""
     try:
-        digest = path.with_suffix(".sha256").read_text()
+        digest = path.with_suffix(".sha256").read_bytes()
         return core.read_model(path) if digest == _hash_files(path) else None
     except (OSError, RuntimeError) as error:
         logger.debug("no network is kept (%s)", error)
@@ -413,19 +427,20 @@ def _keep_followed(model: Any, path: Path) -> None:
     import openvino
 
     try:
-        # Of one that is there something is broken.
+        # Of one that is there something is broken, and one on its way was left by a kill.
         shutil.rmtree(path.parent, ignore_errors=True)
+        remove_temporary(path.parent.parent, _LEFT_S)
         with atomic_folder(path.parent) as folder:
             openvino.save_model(model, folder / path.name, compress_to_fp16=False)
             digest = _hash_files(folder / path.name)
-            (folder / path.name).with_suffix(".sha256").write_text(digest)
+            (folder / path.name).with_suffix(".sha256").write_bytes(digest)
     except (OSError, RuntimeError, MachineError) as error:
         logger.info("OpenVINO follows the network anew next time (%s)", error)
 
 
-def _hash_files(path: Path) -> str:
+def _hash_files(path: Path) -> bytes:
     """Of a graph and its weights."""
-    return " ".join(hash_file(file) for file in (path, path.with_suffix(".bin")))
+    return " ".join(hash_file(file) for file in (path, path.with_suffix(".bin"))).encode()
 
 
 def _shrink(shape: WindowShape, network: nn.Module) -> WindowShape:
@@ -474,16 +489,12 @@ def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _build_onnxruntime(
-    network: nn.Module, shape: WindowShape, place: Place, key: str | None = None
-) -> Network:
+def _build_onnxruntime(network: nn.Module, shape: WindowShape, place: Place) -> Network:
     # On a CPU it computes in float32 in any case.
     return _OnnxRuntime(_to_onnx(network, shape), ["CPUExecutionProvider"])
 
 
-def _build_tensorrt(
-    network: nn.Module, shape: WindowShape, place: Place, key: str | None = None
-) -> Network:
+def _build_tensorrt(network: nn.Module, shape: WindowShape, place: Place) -> Network:
     # The package brings the libraries, which ONNX Runtime finds only once they are loaded.
     with contextlib.suppress(ImportError):
         import tensorrt  # noqa: F401
@@ -509,7 +520,7 @@ def _keep_engine(program: bytes, place: Place) -> dict[str, Any]:
     return {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
 
 
-_Builder = Callable[[nn.Module, WindowShape, Place, str | None], Network]
+_Builder = Callable[[nn.Module, WindowShape, Place], Network]
 _BUILDERS: dict[str, tuple[_Builder, tuple[str, ...]]] = {
     "openvino": (_OpenVino, ("cpu",)),
     "onnxruntime": (_build_onnxruntime, ("cpu",)),

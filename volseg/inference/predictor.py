@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from volseg.allocation import give_back_freed_memory
 from volseg.data.cases import Classes
 from volseg.data.content import Box
 from volseg.data.mirroring import Mirroring, plan_mirroring
@@ -184,6 +185,7 @@ class Predictor:
             # The runtime has weights of its own; those of torch would be held for nothing.
             for network in predictor.model.networks:
                 network.to("meta")
+            give_back_freed_memory()
         return predictor
 
     def describe(self) -> dict[str, Any]:
@@ -238,6 +240,8 @@ class Predictor:
     ) -> Segmentation:
         classes, placement = self.model.facts.classes, prepared.placement
         maps = self.uncertainty_maps if uncertainty else ()
+        # The image as it was read, and what it was prepared by.
+        give_back_freed_memory()
         grid = NativeGrid(placement, classes, probabilities=probabilities, uncertainty=maps)
         self._fill_grid(grid, prepared)
         background, voxel_ml = classes.values[0], placement.source.voxel_ml

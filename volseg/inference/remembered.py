@@ -18,6 +18,7 @@ from torch import nn
 from volseg._version import __version__
 from volseg.atomic import write_json
 from volseg.errors import MachineError
+from volseg.networks import SegmentationNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,8 @@ def describe_network(network: nn.Module) -> str:
 
     What computes an own network may be changed under the same name, so that its code counts too.
     """
-    own = {type(module) for module in network.modules()}
-    own = {kind for kind in own if kind.__module__.partition(".")[0] not in ("torch", "volseg")}
     try:
-        codes = sorted(inspect.getsource(kind) for kind in own)
+        codes = sorted(inspect.getsource(kind) for kind in _find_own(network))
     except (OSError, TypeError):
         # Nobody knows, so that nothing is found again.
         codes = [uuid.uuid4().hex]
@@ -57,6 +56,37 @@ def describe_network(network: nn.Module) -> str:
     ]
     sizes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
     return repr((network, options, sizes, codes))
+
+
+def make_network_key(network: nn.Module, *facts: object) -> str | None:
+    """A key for what is made of a network with its weights, on any machine.
+
+    Weights count by their values and volseg's networks by their code, so that nothing that was made
+    of others is ever found under it.
+
+    Args:
+        network: its values are read.
+        facts: what else the result depends on; their `repr` tells them apart.
+
+    Returns:
+        None for an own network: what its code depends on nobody knows.
+    """
+    if _find_own(network):
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(Path(inspect.getfile(SegmentationNetwork)).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for _, values in (*network.named_parameters(), *network.named_buffers()):
+        array = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(array.tobytes())
+    every = (digest.hexdigest(), describe_network(network), __version__, torch.__version__, *facts)
+    return hashlib.sha256(repr(every).encode()).hexdigest()
+
+
+def _find_own(network: nn.Module) -> set[type[nn.Module]]:
+    """Classes of modules that are neither torch's nor volseg's."""
+    kinds = {type(module) for module in network.modules()}
+    return {kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "volseg")}
 
 
 def remember(key: str, measure: Callable[[], float]) -> float:
