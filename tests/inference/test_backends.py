@@ -208,11 +208,24 @@ class Twice(nn.Module):
         return 2 * windows.sum(1, keepdim=True)
 
 
+def make_own(kind: str, network: nn.Module) -> nn.Module:
+    if kind == "class":
+        return Twice()
+    if kind == "function":
+        facts = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3}
+        return build_own_network(lambda **_: nn.Sequential(nn.Conv3d(1, 3, 1)), **facts).eval()
+    changed = copy.deepcopy(network)
+    changed.register_forward_hook(lambda module, inputs, logits: 2 * logits)
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["class", "function", "hook"])
 def test_a_network_of_unknown_code_is_not_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert prepare_backends("openvino", (Twice(),), SHAPE, CPU, weights="a")[1] == "openvino"
+    own = make_own(kind, network)
+    assert prepare_backends("openvino", (own,), SHAPE, CPU, weights="a")[1] == "openvino"
     assert not list(tmp_path.rglob("network*"))
 
 
@@ -296,6 +309,15 @@ def test_a_runtime_that_gives_nan_is_refused(
     monkeypatch.setitem(backends._BUILDERS, "openvino", (build, ("cpu",)))
     with pytest.raises(MachineError, match="differs from torch by nan"):
         prepare_backend("openvino", network, SHAPE, CPU)
+
+
+@pytest.mark.parametrize("allowed", [float("inf"), float("nan")])
+def test_a_runtime_is_refused_where_torch_has_no_answer(allowed: float) -> None:
+    """As in 16 bits that cannot hold its logits."""
+    logits = torch.randn(1, 2, 4, 4, 4)
+    answer = backends._Answer(logits, logits.clone(), allowed, is_rounded=True)
+    with pytest.raises(MachineError, match="openvino differs from torch by 0"):
+        backends._compare("openvino", lambda windows: windows, answer)
 
 
 def test_what_is_not_there_is_refused(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

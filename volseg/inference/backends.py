@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import inspect
 import logging
 import math
 import shutil
@@ -271,8 +272,9 @@ def _compare(name: BackendName, candidate: Network, answer: _Answer) -> float:
         MachineError: it is too large.
     """
     difference = answer.differ(candidate(answer.windows))
-    # Where torch itself leaves the range of its 16 bits, everything would be allowed.
-    if not math.isfinite(difference) or difference > answer.allowed:
+    # Where torch itself leaves the range of its 16 bits, everything would be allowed. A comparison
+    # with nan is never true.
+    if not (math.isfinite(answer.allowed) and difference <= answer.allowed):
         raise MachineError(
             f"{name} differs from torch by {difference:.2g} of the logits' spread; expected at "
             f"most {answer.allowed:.2g}. Use --backend torch."
@@ -385,7 +387,8 @@ def _read_or_follow(core: Any, network: nn.Module, shape: WindowShape) -> Any:
 
     To follow torch through it takes seconds, and memory that the process does not give back.
     """
-    key = make_network_key(network, shape, "openvino", _find_version("openvino"))
+    converter = [inspect.getsource(part) for part in (_follow, _shrink, _keep_followed)]
+    key = make_network_key(network, shape, converter, _find_version("openvino"))
     folder = None if key is None else make_folder(key)
     if folder is None:
         return _follow(network, shape)

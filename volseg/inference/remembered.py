@@ -18,7 +18,7 @@ from torch import nn
 from volseg._version import __version__
 from volseg.atomic import write_json
 from volseg.errors import MachineError
-from volseg.networks import SegmentationNetwork
+from volseg.networks import OwnNetwork, SegmentationNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -69,18 +69,46 @@ def make_network_key(network: nn.Module, *facts: object) -> str | None:
         facts: what else the result depends on; their `repr` tells them apart.
 
     Returns:
-        None for an own network: what its code depends on nobody knows.
+        None for an own network, or one that was changed by hooks: what its code depends on nobody
+        knows. None also if its values cannot be read.
     """
-    if _find_own(network):
+    if _CODE is None or _find_own(network) or any(map(_is_changed, network.modules())):
         return None
+    digest = hashlib.sha256(repr((_CODE, __version__, torch.__version__, *facts)).encode())
+    digest.update(describe_network(network).encode())
+    try:
+        for name, values in (*network.named_parameters(), *network.named_buffers()):
+            digest.update(repr((name, values.dtype, tuple(values.shape))).encode())
+            array = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            digest.update(array.tobytes())
+    except (RuntimeError, TypeError) as error:
+        logger.debug("no key for the network (%s)", error)
+        return None
+    return digest.hexdigest()
+
+
+def _hash_code() -> str | None:
+    """Of volseg's networks, as they were imported; None where their files cannot be read."""
     digest = hashlib.sha256()
-    for path in sorted(Path(inspect.getfile(SegmentationNetwork)).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    for _, values in (*network.named_parameters(), *network.named_buffers()):
-        array = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        digest.update(array.tobytes())
-    every = (digest.hexdigest(), describe_network(network), __version__, torch.__version__, *facts)
-    return hashlib.sha256(repr(every).encode()).hexdigest()
+    try:
+        files = sorted(Path(inspect.getfile(SegmentationNetwork)).parent.glob("[!.]*.py"))
+        for path in files:
+            digest.update(path.read_bytes())
+    except (OSError, TypeError):
+        return None
+    return digest.hexdigest() if files else None
+
+
+_CODE = _hash_code()
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether something else computes than the code of its class."""
+    return (
+        isinstance(module, OwnNetwork)
+        or "forward" in vars(module)
+        or bool(module._forward_hooks or module._forward_pre_hooks)
+    )
 
 
 def _find_own(network: nn.Module) -> set[type[nn.Module]]:

@@ -150,8 +150,8 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
     folds = choose_folds(fold, len(setting.splits))
     restarted = {number for number in folds if is_restarted(setting, number)}
     for number in folds:
-        # One that was begun has a configuration of its own.
-        if not resume or not (setting.run.fold(number) / "config.yaml").exists():
+        # One that goes on has a configuration of its own.
+        if not resume or not agree_on(float((setting.run.fold(number) / LAST).exists())):
             check_validation(setting.config.training.patience, setting.splits[number], number)
     if extends:
         check_finished(setting.run, [number for number in folds if number not in restarted])
