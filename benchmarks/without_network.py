@@ -62,7 +62,7 @@ class Slopes(nn.Module):
         return torch.addcmul(self.offset, self.slope, image)
 
 
-def make_volume(path: Path, shape: Sequence[int] = SHAPE) -> None:
+def make_volume(path: Path, shape: Sequence[int]) -> None:
     """An ellipse of soft tissue with organs in air; little noise, as after a network."""
     rng = np.random.default_rng(0)
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
