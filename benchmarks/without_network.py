@@ -37,8 +37,8 @@ from volseg.inference.memory import free_bytes
 from volseg.inference.windows import choose_axis
 
 SHAPE, SPACING_MM = (512, 512, 200), (0.8, 0.8, 1.5)
-SIDES = ("volseg", "volseg's export", "MONAI", "nnU-Net")
-SCORE_BYTES = {"MONAI": 4, "nnU-Net": 2}
+SIDES = ("volseg", "volseg's export", "MONAI", "nnU-Net's export")
+SCORE_BYTES = {"MONAI": 4, "nnU-Net's export": 2}
 """Of sides that hold the scores of all classes on the grid of the file, per score, at least."""
 SPARE = 0.9
 """Share of the free memory that a side may take."""
@@ -175,7 +175,7 @@ def list_command(
     words += ["--threads", str(torch.get_num_threads()), "--classes", str(number)]
     if side == "volseg":
         words += ["--memory", str(arguments.memory)]
-    if side == "nnU-Net":
+    if side == "nnU-Net's export":
         script = Path(__file__).with_name("nnunet_export.py")
         return [str(arguments.peer_python), str(script), str(output), *words[2:]]
     return [sys.executable, __file__, str(output), *words]

@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from training_runs import Recipe, Result, find_splits, format_table, read, summa
 from volseg.config import load_config
 from volseg.data.layouts import find_dataset
 from volseg.data.splits import read_splits
+from volseg.images import read_labels
 from volseg.planning.plan import Plan
 
 
@@ -415,18 +417,38 @@ def test_sides_without_memory_are_rows_and_the_others_go_on(
     def list_command(side: str, *others: object) -> list[str]:
         begun.append(side)
         return fill(
-            {"volseg": 100, "nnU-Net": 900}[side], tmp_path / "result.json", "time.sleep(1)"
+            {"volseg": 100, "nnU-Net's export": 900}[side],
+            tmp_path / "result.json",
+            "time.sleep(1)",
         )
 
     monkeypatch.setattr(without_network, "list_command", list_command)
-    arguments = Namespace(output=tmp_path, rounds=2, sides=without_network.SIDES, memory=0.5)
+    sides = ["volseg", "MONAI", "nnU-Net's export"]
+    arguments = Namespace(output=tmp_path, rounds=2, sides=sides, memory=0.5)
     # 150 classes in a million voxels are 0.6 GB in float32, and 0.3 GB in 16 bits.
     without_network.measure(150, path, arguments)
     rows = capsys.readouterr().out.splitlines()
     assert rows[0].startswith("| 150 | volseg | 2.0 | 1.0 | ")
     assert rows[1] == "| 150 | MONAI | needs 0.6 GB at least | | | |"
-    assert rows[2] == "| 150 | nnU-Net | out of memory of 0.5 GB | | | |"
-    assert begun == ["volseg", "nnU-Net", "volseg"]
+    assert rows[2] == "| 150 | nnU-Net's export | out of memory of 0.5 GB | | | |"
+    assert begun == ["volseg", "nnU-Net's export", "volseg"]
+
+
+def test_export_alone_writes_the_labels_of_the_whole_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "ct.nii.gz"
+    without_network.make_volume(path, (60, 50, 130))
+    sides = {
+        "whole": partial(without_network.predict_volseg, memory_gb=8.0),
+        "export": without_network.export_volseg,
+    }
+    labels = {}
+    for name, predict in sides.items():
+        (tmp_path / name).mkdir()
+        assert predict(path, 9, tmp_path / name) > 0
+        labels[name] = read_labels(tmp_path / name / "ct.nii.gz").array
+    assert len(np.unique(labels["whole"])) > 4
+    # The network of the whole prediction may compute in 16 bits.
+    assert (labels["whole"] == labels["export"]).mean() > 0.999
 
 
 def test_ratios_need_volseg_beside_them() -> None:
