@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,17 @@ def test_upsampled_and_skip_are_aligned_and_joined(align, skip_first, expected):
     up = nn.Upsample(scale_factor=(1.0, 2.0))
     level = ConcatLevel(up, nn.Identity(), skip_first=skip_first, align=align)
     assert level(row(1, 2), row(5, 6, 7, 8, 9)).squeeze().tolist() == expected
+
+
+@pytest.mark.parametrize("align", ["pad", "crop", "none"])
+def test_upsampled_features_are_free_while_the_convolutions_work(align):
+    level = ConcatLevel(nn.Upsample(scale_factor=2), nn.Identity(), align=align)
+    upsampled, alive = [], []
+    level.upsampling.register_forward_hook(lambda *passed: upsampled.append(ref(passed[-1])))
+    level.convs.register_forward_pre_hook(lambda *_: alive.append(upsampled[0]() is not None))
+    with torch.inference_mode():
+        level(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 8, 8))
+    assert alive == [False]
 
 
 def test_unknown_alignment_is_refused():

@@ -43,12 +43,14 @@ class ConcatLevel(nn.Module):
 
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Join ``(B, C_coarse, *S_coarse)`` and ``(B, C_skip, *S)`` to ``(B, C, *S)``."""
-        up = self.upsampling(coarse)
+        # One name for all, so that what was joined is free while the convolutions work.
+        x: torch.Tensor = self.upsampling(coarse)
         if self.align == "pad":
-            up = pad_to(up, skip)
+            x = pad_to(x, skip)
         elif self.align == "crop":
-            skip = crop_to(skip, up)
-        x: torch.Tensor = self.convs(torch.cat([skip, up] if self.skip_first else [up, skip], 1))
+            skip = crop_to(skip, x)
+        x = torch.cat([skip, x] if self.skip_first else [x, skip], 1)
+        x = self.convs(x)
         return x
 
 
