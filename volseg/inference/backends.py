@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import inspect
 import logging
 import math
 import shutil
@@ -387,8 +386,7 @@ def _read_or_follow(core: Any, network: nn.Module, shape: WindowShape) -> Any:
 
     To follow torch through it takes seconds, and memory that the process does not give back.
     """
-    converter = [inspect.getsource(part) for part in (_follow, _shrink, _keep_followed)]
-    key = make_network_key(network, shape, converter, _find_version("openvino"))
+    key = make_network_key(network, shape, "openvino", _find_version("openvino"))
     folder = None if key is None else make_folder(key)
     if folder is None:
         return _follow(network, shape)

@@ -61,8 +61,8 @@ def describe_network(network: nn.Module) -> str:
 def make_network_key(network: nn.Module, *facts: object) -> str | None:
     """A key for what is made of a network with its weights, on any machine.
 
-    Weights count by their values and volseg's networks by their code, so that nothing that was made
-    of others is ever found under it.
+    Weights count by their values, volseg's networks and what follows them by their code, so that
+    nothing that was made of others is ever found under it.
 
     Args:
         network: its values are read.
@@ -88,15 +88,15 @@ def make_network_key(network: nn.Module, *facts: object) -> str | None:
 
 
 def _hash_code() -> str | None:
-    """Of volseg's networks, as they were imported; None where their files cannot be read."""
+    """Of volseg's networks and what is made of them; None where the files cannot be read."""
     digest = hashlib.sha256()
     try:
-        files = sorted(Path(inspect.getfile(SegmentationNetwork)).parent.glob("[!.]*.py"))
-        for path in files:
+        networks = sorted(Path(inspect.getfile(SegmentationNetwork)).parent.glob("[!.]*.py"))
+        for path in (*networks, Path(__file__).with_name("backends.py")):
             digest.update(path.read_bytes())
     except (OSError, TypeError):
         return None
-    return digest.hexdigest() if files else None
+    return digest.hexdigest() if networks else None
 
 
 _CODE = _hash_code()
