@@ -18,6 +18,7 @@ from known_speed import say_speed
 from makers import make_dataset
 
 from volseg.cli import main
+from volseg.images import image_stem
 from volseg.networks.weights import load_weights, save_weights
 from volseg.training import has_ended
 
@@ -95,6 +96,24 @@ def test_predict_evaluate_and_report(
         "montage.png",
         "report.html",
     }
+
+
+def test_cases_whose_files_are_missing_hinder_no_other_case(balls: Path, tmp_path: Path) -> None:
+    folder, scores = tmp_path / "set", tmp_path / "scores"
+    shutil.copytree(balls, folder)
+    shutil.copytree(balls / "labelsTr", tmp_path / "p")
+    images, labels = (sorted((folder / name).iterdir()) for name in ("imagesTr", "labelsTr"))
+    images[0].unlink()
+    labels[1].unlink()
+    assert run_cli("check", folder) == 3
+    assert run_cli("train", folder, "-o", tmp_path / "run") == 3
+    assert not (tmp_path / "run").exists()
+    # A reference counts without its image.
+    assert run_cli("evaluate", tmp_path / "p", folder, "-o", scores) == 3
+    summary = json.loads((scores / "summary.json").read_text())
+    assert summary["num_cases"] == len(labels) - 1
+    assert summary["failed"] == {image_stem(labels[1]): f"{labels[1]} does not exist."}
+    assert (scores / "montage.png").exists()
 
 
 def test_predict_files_folders_and_formats(run: Path, balls: Path, tmp_path: Path) -> None:

@@ -35,6 +35,19 @@ def test_truncated_image_is_an_error(folder):
     assert str(path) not in finding.problem
 
 
+def test_missing_files_are_errors_of_their_cases(tmp_path):
+    folder = make_dataset(tmp_path, "msd")
+    gone = [folder / "imagesTr" / "case_01.nii.gz", folder / "labelsTr" / "case_02.nii.gz"]
+    for file in gone:
+        file.unlink()
+    findings = check_dataset(find_dataset(folder, complete=False))
+    assert [(f.case_id, f.severity, f.file) for f in findings] == [
+        ("case_01", "error", gone[0]),
+        ("case_02", "error", gone[1]),
+    ]
+    assert all(finding.problem.startswith("does not exist") for finding in findings)
+
+
 def test_nan_voxel_is_an_error(folder):
     image, _ = make_arrays()
     image[3, 4, 5] = np.nan

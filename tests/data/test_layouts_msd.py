@@ -64,11 +64,32 @@ def test_paths_out_of_the_dataset_are_refused(tmp_path, listed):
         find_dataset(folder)
 
 
-def test_missing_listed_file_is_named(tmp_path):
+def test_listed_files_that_are_missing_are_all_named(tmp_path):
     folder = make_dataset(tmp_path, "msd")
-    (folder / "labelsTr" / "case_02.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"training\[2\]: .*case_02.nii.gz does not exist"):
+    gone = [folder / "imagesTr" / "case_01.nii.gz", folder / "labelsTr" / "case_02.nii.gz"]
+    for file in gone:
+        file.unlink()
+    with pytest.raises(
+        DataError, match=rf"lists files that do not exist \(2\): {gone[0]}, {gone[1]};"
+    ):
         find_dataset(folder)
+    assert len(find_dataset(folder, complete=False).cases) == 4
+
+
+def test_of_many_missing_files_some_are_named(tmp_path):
+    folder = make_dataset(tmp_path, "msd", num_cases=6)
+    for file in (folder / "imagesTr").iterdir():
+        file.unlink()
+    with pytest.raises(
+        DataError, match=r"do not exist \(6\): .*case_04\.nii\.gz, \.\.\.; expected"
+    ):
+        find_dataset(folder)
+
+
+def test_a_test_image_that_is_missing_hinders_no_training(tmp_path):
+    folder = make_dataset(tmp_path, "msd")
+    edit(folder, test=["./imagesTs/elsewhere.nii.gz"])
+    assert [case.case_id for case in find_dataset(folder).unlabelled] == ["elsewhere"]
 
 
 def test_training_entry_without_label_is_refused(tmp_path):

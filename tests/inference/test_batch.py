@@ -76,6 +76,21 @@ def test_every_case_gets_a_label_map_and_a_record(
     assert 0 <= entropy.min() < entropy.max() <= 1
 
 
+def test_image_that_a_dataset_lists_and_has_not_fails_alone(
+    predictor: volseg.Predictor, balls: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(balls, folder)
+    (first, *others) = sorted((folder / "imagesTr").iterdir())
+    first.unlink()
+    result = predict(predictor, folder, tmp_path / "out")
+    assert {case: str(error) for case, error in result.failed.items()} == {
+        first.name.removesuffix(".nii.gz"): f"{first} does not exist."
+    }
+    assert len(result.written) == len(others) > 0
+    assert result.exit_code != 0
+
+
 def test_what_is_finished_is_kept(
     predictor: volseg.Predictor, images: Path, tmp_path: Path
 ) -> None:

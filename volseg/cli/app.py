@@ -62,7 +62,7 @@ def check(
     from volseg.progress import show_progress
 
     data = load_config(config, overrides or ()).data
-    found = find_dataset(dataset, data.optional_channels).with_labels(data)
+    found = find_dataset(dataset, data.optional_channels, complete=False).with_labels(data)
     with show_progress("Reading cases") as update:
         findings = check_dataset(found, update)
     errors = sum(finding.severity == "error" for finding in findings)

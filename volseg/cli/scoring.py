@@ -51,7 +51,7 @@ def _find_references(path: Path) -> Dataset | None:
     if not path.exists():
         raise DataError(f"{path} does not exist; expected a dataset or a folder of label maps.")
     # Whatever images a case lacks, its label is what counts.
-    return find_dataset(path, None)
+    return find_dataset(path, None, complete=False)
 
 
 def _format_folds(scores: CrossValidation) -> str:

@@ -48,17 +48,16 @@ def score_dataset(predictions: Path, dataset: Dataset, output: Path) -> Evaluati
 
 
 def _draw_cases(evaluation: Evaluation, predictions: Path, dataset: Dataset, path: Path) -> bool:
-    """Worst, median and best case; False if no case has a score."""
+    """Worst, median and best case, if their images are there; False if there is nothing to draw."""
     cases = {case.case_id: case for case in dataset.cases}
     files, dice = find_labels(predictions), evaluation.mean_dice_by_case()
     panels, has_first = [], True
     for case_id in pick_cases(evaluation):
         case = cases[case_id]
-        has_first = has_first and case.images[0] is not None
-        if case.label is not None:
-            panels.append(
-                read_panel(case_id, dice[case_id], case.files[0], files[case_id], case.label)
-            )
+        image = next((file for file in case.files if file.is_file()), None)
+        if image is not None and case.label is not None:
+            has_first = has_first and image == case.images[0]
+            panels.append(read_panel(case_id, dice[case_id], image, files[case_id], case.label))
     if panels:
         is_ct = has_first and dataset.channels[0].upper() in ("CT", "HU")
         draw_montage(path, panels, dataset.classes, SOFT_TISSUE_WINDOW_HU if is_ct else None)

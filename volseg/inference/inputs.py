@@ -94,7 +94,7 @@ def _in_folder(folder: Path, num_channels: int, optional: Collection[int]) -> li
     if files or series:
         return [*_group(files, num_channels, optional), *series]
     # Which of them the model can do without is for its plan to say, case by case.
-    dataset = find_dataset(folder, None)
+    dataset = find_dataset(folder, None, complete=False)
     return [case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases]
 
 

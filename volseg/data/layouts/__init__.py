@@ -38,26 +38,35 @@ _ACCEPTED = (
 )
 
 
+_SHOWN = 5
+"""Missing files that are named."""
+
+
 class _EveryChannel(Container[str]):
     def __contains__(self, name: object) -> bool:
         return True
 
 
 def find_dataset(
-    path: str | os.PathLike[str], optional_channels: Sequence[str] | None = ()
+    path: str | os.PathLike[str],
+    optional_channels: Sequence[str] | None = (),
+    *,
+    complete: bool = True,
 ) -> Dataset:
     """Find the cases, channels and classes of a dataset, whatever its layout.
 
     Args:
         path: the dataset's folder, its ``dataset.json``, or a datalist.
         optional_channels: names of those that a case may lack; None is any of them.
+        complete: whether to refuse a dataset that lists files of labelled cases which do not exist.
+            Otherwise such a case fails where it is read, as one without a label always does.
 
     Returns:
         The dataset, with absolute paths; it has at least one labelled case.
 
     Raises:
         ConfigError: no such channel, or the only one is optional.
-        DataError: no known layout, a listed file is missing, or no case has a label.
+        DataError: no known layout, no case has a label, or files are missing.
     """
     path = Path(os.path.abspath(path))
     if not path.exists():
@@ -69,6 +78,8 @@ def find_dataset(
         raise DataError(f"{path} is in no known layout; expected {_ACCEPTED}. {_suggest(path)}")
     dataset = find(path, _EveryChannel() if optional_channels is None else optional_channels)
     _check_ids(dataset, path)
+    if complete:
+        _check_files(dataset, path)
     dataset = _name_optional(dataset, optional_channels or ())
     logger.info(
         "dataset: %s, layout %s, %d labelled and %d unlabelled cases, channels %s, classes %s",
@@ -113,6 +124,17 @@ def _suggest(path: Path) -> str:
     if len(fitting) == 1:
         return f"Give {fitting[0]}, which is in a known layout."
     return "Arrange the files so, or list them in a CSV with the columns image and label."
+
+
+def _check_files(dataset: Dataset, path: Path) -> None:
+    listed = [file for case in dataset.cases for file in (*case.files, case.label)]
+    missing = [str(file) for file in listed if file is not None and not file.is_file()]
+    if missing:
+        shown = ", ".join([*missing[:_SHOWN], *(["..."] if len(missing) > _SHOWN else [])])
+        raise DataError(
+            f"{path} lists files that do not exist ({len(missing)}): {shown}; expected all of the "
+            "labelled cases. Restore them, or remove these cases from the list."
+        )
 
 
 def _check_ids(dataset: Dataset, path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from volseg.config import Record
 from volseg.data.cases import Case, Classes, Dataset, Split
 from volseg.data.layouts.classes import find_classes
-from volseg.data.layouts.declared import existing, parse_channels, parse_labels, read_json
+from volseg.data.layouts.declared import parse_channels, parse_labels, read_json
 from volseg.data.layouts.files import number_channels, split_suffix
 from volseg.data.splits import check_splits
 from volseg.errors import DataError
@@ -68,7 +68,8 @@ def find(path: Path) -> Dataset:
     """Read the list; what it does not declare is read from headers and labels.
 
     Raises:
-        DataError: an unknown column or key, a missing file, or cases with different channels.
+        DataError: an unknown column or key, cases with different channels, or no file that tells
+            channels or classes.
     """
     listing = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     cases = [row.case for rows in listing.rows.values() for row in rows]
@@ -76,7 +77,7 @@ def find(path: Path) -> Dataset:
         raise DataError(f"{path} lists no cases; expected at least one. Add them.")
     channels = _find_channels(cases, listing.channels, path)
     labels = [case.label for case in cases if case.label]
-    classes = listing.classes or find_classes(labels, path)
+    classes = listing.classes or find_classes(_choose_existing(labels), path)
     cases = [_name_annotated(case, classes) for case in cases]
     try:
         classes = classes.with_unsure(cases)
@@ -160,7 +161,7 @@ def _read_json(path: Path) -> _Listing:
 def _make_row(fields: Any, root: Path, source: str) -> _Row:
     entry = _Entry.parse(fields, source, DataError)
     listed = (entry.image,) if isinstance(entry.image, str) else entry.image
-    images = tuple(existing(root / image, source) if image else None for image in listed)
+    images = tuple(root / image if image else None for image in listed)
     if not any(images):
         raise DataError(f"{source}: no image; expected at least one. Add it.")
     first = next(image for image in images if image is not None)
@@ -168,7 +169,7 @@ def _make_row(fields: Any, root: Path, source: str) -> _Row:
     case = Case(
         case_id=case_id,
         images=images,
-        label=existing(root / entry.label, source) if entry.label else None,
+        label=root / entry.label if entry.label else None,
         patient_id=entry.patient_id or case_id,
         annotated=_split_annotated(entry.annotated),
     )
@@ -187,13 +188,19 @@ def _find_channels(
                 "case. Correct the list."
             )
     if len(first.images) == 1:
-        return declared or number_channels(read_header(first.files[0])[1])
+        (file, *_) = _choose_existing([case.files[0] for case in cases])
+        return declared or number_channels(read_header(file)[1])
     if declared and len(declared) != len(first.images):
         raise DataError(
             f"{path} declares {len(declared)} channels ({', '.join(declared)}) and lists "
             f"{len(first.images)} images for each case; expected as many. Correct the list."
         )
     return declared or number_channels(len(first.images))
+
+
+def _choose_existing(files: Sequence[Path]) -> Sequence[Path]:
+    """Those that are there; all of them if none is, for an error that names one."""
+    return [file for file in files if file.is_file()] or files
 
 
 def _find_splits(listing: _Listing, path: Path) -> tuple[Split, ...]:

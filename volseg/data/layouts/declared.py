@@ -79,7 +79,7 @@ def parse_channels(channels: Any, source: Path) -> tuple[str, ...]:
 
 
 def locate_inside(root: Path, listed: Any, source: str) -> Path:
-    """The existing file that `source` lists, which must lie in the dataset's folder.
+    """The file that `source` lists, which must lie in the dataset's folder.
 
     Args:
         root: folder of the dataset.
@@ -87,7 +87,7 @@ def locate_inside(root: Path, listed: Any, source: str) -> Path:
         source: where it is listed, for messages.
 
     Raises:
-        DataError: not a relative path, one that leaves `root`, or no such file.
+        DataError: not a relative path, or one that leaves `root`.
     """
     if not isinstance(listed, str) or not listed:
         raise DataError(f"{source}: {listed!r}; expected the path of an image. Correct the list.")
@@ -98,18 +98,4 @@ def locate_inside(root: Path, listed: Any, source: str) -> Path:
             f"{source}: '{listed}' is outside the dataset; expected a path inside {root}. "
             "Correct the list."
         )
-    return existing(root / normal, source)
-
-
-def existing(path: Path, source: str) -> Path:
-    """`path`, which must be a file.
-
-    Raises:
-        DataError: it is not.
-    """
-    if not path.is_file():
-        raise DataError(
-            f"{source}: {path} does not exist; expected every listed file. "
-            "Restore the file or remove it from the list."
-        )
-    return path
+    return root / normal

@@ -29,7 +29,7 @@ def find(path: Path) -> Dataset:
     """Read ``dataset.json``.
 
     Raises:
-        DataError: a key or a listed file is missing.
+        DataError: a key is missing, or a path leads out of the folder.
     """
     source = path / "dataset.json"
     description = read_description(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts.classes import make_classes
-from volseg.data.layouts.declared import existing, parse_channels, parse_labels, read_description
+from volseg.data.layouts.declared import parse_channels, parse_labels, read_description
 from volseg.data.layouts.files import (
     group_channels,
     list_images,
@@ -139,13 +139,13 @@ def _read_files(path: Path, files: Any, channels: tuple[str, ...]) -> tuple[Case
         source = f"{path / 'dataset.json'}: dataset '{case_id}'"
         if not isinstance(entry, dict) or not {"images", "label"} <= entry.keys():
             raise DataError(f"{source}: expected images and label. Add them.")
-        images = tuple(existing(path / str(image), source) for image in entry["images"])
+        images = tuple(path / str(image) for image in entry["images"])
         if len(images) != len(channels):
             raise DataError(
                 f"{source}: {len(images)} images; expected {len(channels)} "
                 f"({', '.join(channels)}). Correct the list."
             )
-        label = existing(path / str(entry["label"]), source)
+        label = path / str(entry["label"])
         cases.append(Case(case_id=case_id, images=images, label=label, patient_id=case_id))
     return tuple(cases)
 
