@@ -69,11 +69,17 @@ def test_csv_of_a_spreadsheet_is_read(folder):
         (["image,lable", "files/a0.nii.gz,x"], "unknown key 'lable'. Did you mean 'label'"),
         (["image,label", "files/a0.nii.gz"], "line 2 has 1 cells; expected 2"),
         (["image,label", ",files/l0.nii.gz"], "line 2: column image is empty"),
-        (["image,label", "nope.nii.gz,files/l0.nii.gz"], r"nope.nii.gz does not exist\."),
-        (["image,label", "files/a0.nii.gz,nope.nii.gz"], r"nope.nii.gz does not exist\."),
+        (
+            ["image,label", "nope.nii.gz,files/l0.nii.gz"],
+            "none of 1 files .*nope.nii.gz; expected",
+        ),
+        (
+            ["image,label", "files/a0.nii.gz,nope.nii.gz"],
+            "none of 1 files .*nope.nii.gz; expected",
+        ),
         (
             ["image,label", "files/a0.nii.gz,files/l0.nii.gz", "files/a1.nii.gz,nope.nii.gz"],
-            "list.csv lists files that do not exist .1.: .*nope.nii.gz; expected",
+            "list.csv names files that do not exist .1 of 4.: .*nope.nii.gz; expected",
         ),
         (["image,fold", "files/a0.nii.gz,x"], "line 2: fold: "),
     ],
@@ -87,6 +93,14 @@ def test_channels_and_classes_are_those_of_files_that_are_there(folder):
     path = write_csv(folder, "image,label", "x.nii.gz,files/l0.nii.gz", "files/a1.nii.gz,x.nii.gz")
     dataset = find_dataset(path, complete=False)
     assert (dataset.channels, dataset.classes.values) == (("channel_0",), (0, 1, 5))
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(folder):
+    path = write_csv(
+        folder, "image,label", "files/a0.nii.gz,files/l0.nii.gz", "files,files/l1.nii.gz"
+    )
+    with pytest.raises(DataError, match=r"do not exist \(1 of 4\): .*files \(a folder\); expected"):
+        find_dataset(path)
 
 
 def test_json_list_and_training_section_are_the_same(folder):

@@ -70,7 +70,7 @@ def test_listed_files_that_are_missing_are_all_named(tmp_path):
     for file in gone:
         file.unlink()
     with pytest.raises(
-        DataError, match=rf"lists files that do not exist \(2\): {gone[0]}, {gone[1]};"
+        DataError, match=rf"names files that do not exist \(2 of 8\): {gone[0]}, {gone[1]};"
     ):
         find_dataset(folder)
     assert len(find_dataset(folder, complete=False).cases) == 4
@@ -81,7 +81,7 @@ def test_of_many_missing_files_some_are_named(tmp_path):
     for file in (folder / "imagesTr").iterdir():
         file.unlink()
     with pytest.raises(
-        DataError, match=r"do not exist \(6\): .*case_04\.nii\.gz, \.\.\.; expected"
+        DataError, match=r"do not exist \(6 of 12\): .*case_04\.nii\.gz, \.\.\.; expected"
     ):
         find_dataset(folder)
 

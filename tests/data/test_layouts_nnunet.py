@@ -50,6 +50,14 @@ def test_version_1_is_told_from_msd_by_its_files(tmp_path, image_suffix):
     assert len(dataset.cases[0].images) == 2
 
 
+def test_version_1_is_told_though_a_file_is_missing(tmp_path):
+    folder = write_version_1(tmp_path)
+    (folder / "imagesTr" / "case_00_0000.nii.gz").unlink()
+    with pytest.raises(DataError, match="case_00"):
+        find_dataset(folder)
+    assert find_dataset(folder, ["T1"]).layout == "nnU-Net"
+
+
 def test_msd_names_that_end_in_four_digits_are_no_channels(tmp_path):
     folder = make_dataset(tmp_path, "msd", num_cases=1)
     make_case(folder / "imagesTr" / "p_0001.nii.gz", folder / "labelsTr" / "p_0001.nii.gz")

@@ -15,7 +15,7 @@ from torch import nn
 
 import volseg
 from volseg.errors import MachineError
-from volseg.inference import Options, backends
+from volseg.inference import Options, backends, remembered
 from volseg.inference.backends import (
     Place,
     WindowShape,
@@ -227,6 +227,17 @@ def test_a_network_of_unknown_code_is_not_kept(
     own = make_own(kind, network)
     assert prepare_backends("openvino", (own,), SHAPE, CPU, weights="a")[1] == "openvino"
     assert not list(tmp_path.rglob("network*"))
+
+
+def test_all_code_that_makes_what_is_kept_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remembered._hash_code() == remembered._hash_code()
+    read = Path.read_bytes
+    found = {remembered._hash_code()}
+    for changed in ("unet.py", "layers.py", "backends.py"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda p, c=changed: read(p) + b"#" * (p.name == c))
+            found.add(remembered._hash_code())
+    assert len(found) == 4
 
 
 def test_a_network_that_cannot_be_kept_is_followed_each_time(

@@ -22,7 +22,7 @@ import volseg
 from volseg.atomic import explain_full_disk
 from volseg.data.cases import Case
 from volseg.errors import ConfigError, DataError, FullDiskError, MachineError
-from volseg.images import itk
+from volseg.images import image_stem, itk
 from volseg.inference import Options, batch
 from volseg.inference.batch import BatchResult, Outputs, predict_cases
 from volseg.inference.inputs import find_inputs, select_shard
@@ -85,10 +85,10 @@ def test_image_that_a_dataset_lists_and_has_not_fails_alone(
     first.unlink()
     result = predict(predictor, folder, tmp_path / "out")
     assert {case: str(error) for case, error in result.failed.items()} == {
-        first.name.removesuffix(".nii.gz"): f"{first} does not exist."
+        image_stem(first): f"{first} does not exist. Look at the file and its folder."
     }
     assert len(result.written) == len(others) > 0
-    assert result.exit_code != 0
+    assert result.exit_code == 3
 
 
 def test_what_is_finished_is_kept(

@@ -71,6 +71,7 @@ def _held_out(dataset: Path, run: RunFolder) -> Dataset:
         case.model_copy(update={"label": label})
         for case in described.unlabelled
         if (label := dataset / "labelsTs" / f"{case.case_id}.nii.gz").is_file()
+        and all(file.exists() for file in case.files)
     ]
     if labelled:
         return described.model_copy(update={"cases": tuple(labelled), "unlabelled": ()})

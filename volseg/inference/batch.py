@@ -465,7 +465,9 @@ def _settle(error: Exception) -> Exception:
             "--probabilities out, or use a larger machine."
         )
     elif isinstance(error, OSError):
-        kept = DataError(f"{error}. Look at the file and its folder.")
+        is_gone = isinstance(error, FileNotFoundError) and error.filename
+        what = f"{error.filename} does not exist" if is_gone else error
+        kept = DataError(f"{what}. Look at the file and its folder.")
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None

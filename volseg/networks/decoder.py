@@ -43,7 +43,7 @@ class ConcatLevel(nn.Module):
 
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Join ``(B, C_coarse, *S_coarse)`` and ``(B, C_skip, *S)`` to ``(B, C, *S)``."""
-        # One name for all, so that what was joined is free while the convolutions work.
+        # One name for all, so that the upsampled features are free while the convolutions work.
         x: torch.Tensor = self.upsampling(coarse)
         if self.align == "pad":
             x = pad_to(x, skip)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from volseg.data.cases import Dataset
+from volseg.data.cases import Case, Dataset
 from volseg.data.layouts import brats, datalist, folders, msd, nnunet
 from volseg.errors import ConfigError, DataError, check_choice
 
@@ -79,7 +79,7 @@ def find_dataset(
     dataset = find(path, _EveryChannel() if optional_channels is None else optional_channels)
     _check_ids(dataset, path)
     if complete:
-        _check_files(dataset, path)
+        _check_files(dataset.cases, path)
     dataset = _name_optional(dataset, optional_channels or ())
     logger.info(
         "dataset: %s, layout %s, %d labelled and %d unlabelled cases, channels %s, classes %s",
@@ -126,14 +126,18 @@ def _suggest(path: Path) -> str:
     return "Arrange the files so, or list them in a CSV with the columns image and label."
 
 
-def _check_files(dataset: Dataset, path: Path) -> None:
-    listed = [file for case in dataset.cases for file in (*case.files, case.label)]
-    missing = [str(file) for file in listed if file is not None and not file.is_file()]
+def _check_files(cases: Sequence[Case], path: Path) -> None:
+    listed = [file for case in cases for file in (*case.files, case.label) if file is not None]
+    missing = [
+        f"{file} (a folder)" if file.is_dir() else str(file)
+        for file in listed
+        if not file.is_file()
+    ]
     if missing:
         shown = ", ".join([*missing[:_SHOWN], *(["..."] if len(missing) > _SHOWN else [])])
         raise DataError(
-            f"{path} lists files that do not exist ({len(missing)}): {shown}; expected all of the "
-            "labelled cases. Restore them, or remove these cases from the list."
+            f"{path} names files that do not exist ({len(missing)} of {len(listed)}): {shown}; "
+            "expected all of the labelled cases. Restore them, or remove these cases."
         )
 
 

@@ -65,11 +65,11 @@ def detect(path: Path) -> bool:
 
 
 def find(path: Path) -> Dataset:
-    """Read the list; what it does not declare is read from headers and labels.
+    """Read the list; what it does not declare is read from headers and labels that are there.
 
     Raises:
-        DataError: an unknown column or key, cases with different channels, or no file that tells
-            channels or classes.
+        DataError: an unknown column or key, cases with different channels, or none of the files
+            that would tell channels or classes is there.
     """
     listing = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     cases = [row.case for rows in listing.rows.values() for row in rows]
@@ -77,7 +77,7 @@ def find(path: Path) -> Dataset:
         raise DataError(f"{path} lists no cases; expected at least one. Add them.")
     channels = _find_channels(cases, listing.channels, path)
     labels = [case.label for case in cases if case.label]
-    classes = listing.classes or find_classes(_choose_existing(labels), path)
+    classes = listing.classes or find_classes(_choose_existing(labels, path), path)
     cases = [_name_annotated(case, classes) for case in cases]
     try:
         classes = classes.with_unsure(cases)
@@ -188,8 +188,10 @@ def _find_channels(
                 "case. Correct the list."
             )
     if len(first.images) == 1:
-        (file, *_) = _choose_existing([case.files[0] for case in cases])
-        return declared or number_channels(read_header(file)[1])
+        if declared:
+            return declared
+        (file, *_) = _choose_existing([case.files[0] for case in cases], path)
+        return number_channels(read_header(file)[1])
     if declared and len(declared) != len(first.images):
         raise DataError(
             f"{path} declares {len(declared)} channels ({', '.join(declared)}) and lists "
@@ -198,9 +200,14 @@ def _find_channels(
     return declared or number_channels(len(first.images))
 
 
-def _choose_existing(files: Sequence[Path]) -> Sequence[Path]:
-    """Those that are there; all of them if none is, for an error that names one."""
-    return [file for file in files if file.is_file()] or files
+def _choose_existing(files: Sequence[Path], path: Path) -> Sequence[Path]:
+    existing = [file for file in files if file.is_file()]
+    if files and not existing:
+        raise DataError(
+            f"{path}: none of {len(files)} files exists, the first is {files[0]}; expected paths "
+            f"from {path.parent}, or absolute ones. Correct them, or restore the files."
+        )
+    return existing
 
 
 def _find_splits(listing: _Listing, path: Path) -> tuple[Split, ...]:

@@ -31,11 +31,9 @@ def detect(path: Path) -> bool:
     description = read_description(path)
     if _is_version_2(description):
         return True
-    labels = _listed_labels(description)
-    if not labels:
-        return False
-    stem, suffix = split_suffix(labels[0])
-    return (path / "imagesTr" / f"{stem}_0000{suffix}").is_file()
+    # Any of them, since files may be missing.
+    names = [split_suffix(label) for label in _listed_labels(description)]
+    return any((path / "imagesTr" / f"{stem}_0000{suffix}").is_file() for stem, suffix in names)
 
 
 def find(path: Path, optional: Container[str] = ()) -> Dataset:
