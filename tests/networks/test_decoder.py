@@ -37,19 +37,22 @@ def test_crop_rounds_half_of_the_margin_to_even(margin):
 def test_upsampled_and_skip_are_aligned_and_joined(align, skip_first, expected):
     up = nn.Upsample(scale_factor=(1.0, 2.0))
     level = ConcatLevel(up, nn.Identity(), skip_first=skip_first, align=align)
-    assert level(row(1, 2), row(5, 6, 7, 8, 9)).squeeze().tolist() == expected
+    features = [row(0), row(5, 6, 7, 8, 9), row(1, 2)]
+    assert level(features).squeeze().tolist() == expected
+    assert [values.tolist() for values in features] == [row(0).tolist()]
 
 
 @pytest.mark.parametrize("align", ["pad", "crop", "none"])
-def test_upsampled_features_are_free_while_the_convolutions_work(align):
+def test_what_is_joined_is_free_while_the_convolutions_work(align):
     size = 8 if align == "none" else 9
     level = ConcatLevel(nn.Upsample(scale_factor=2), nn.Identity(), align=align)
-    upsampled, alive = [], []
-    level.upsampling.register_forward_hook(lambda *passed: upsampled.append(ref(passed[-1])))
-    level.convs.register_forward_pre_hook(lambda *_: alive.append(upsampled[0]() is not None))
+    features = [torch.zeros(1, 2, size, size), torch.zeros(1, 2, 4, 4)]
+    joined, alive = [ref(values) for values in features], []
+    level.upsampling.register_forward_hook(lambda *passed: joined.append(ref(passed[-1])))
+    level.convs.register_forward_pre_hook(lambda *_: alive.extend(r() for r in joined))
     with torch.inference_mode():
-        level(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, size, size))
-    assert alive == [False]
+        level(features)
+    assert alive == [None, None, None]
 
 
 def test_unknown_alignment_is_refused():

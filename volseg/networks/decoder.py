@@ -41,17 +41,25 @@ class ConcatLevel(nn.Module):
         self.skip_first = skip_first
         self.align = align
 
-    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """Join ``(B, C_coarse, *S_coarse)`` and ``(B, C_skip, *S)`` to ``(B, C, *S)``."""
-        # One name for all, so that the upsampled features are free while the convolutions work.
-        x: torch.Tensor = self.upsampling(coarse)
-        if self.align == "pad":
-            x = pad_to(x, skip)
-        elif self.align == "crop":
-            skip = crop_to(skip, x)
-        x = torch.cat([skip, x] if self.skip_first else [x, skip], 1)
-        x = self.convs(x)
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Join the last two features to ``(B, C, *S)``.
+
+        Args:
+            features: last of them the coarser ones ``(B, C_coarse, *S_coarse)``, and before them
+                those of the skip connection ``(B, C_skip, *S)``. Both are taken from the list, so
+                that in a prediction their memory is free while the convolutions work.
+        """
+        x: torch.Tensor = self.convs(self._join(features))
         return x
+
+    def _join(self, features: list[torch.Tensor]) -> torch.Tensor:
+        up: torch.Tensor = self.upsampling(features.pop())
+        skip = features.pop()
+        if self.align == "pad":
+            up = pad_to(up, skip)
+        elif self.align == "crop":
+            skip = crop_to(skip, up)
+        return torch.cat([skip, up] if self.skip_first else [up, skip], 1)
 
 
 def pad_to(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:

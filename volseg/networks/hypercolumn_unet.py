@@ -129,13 +129,14 @@ class HypercolumnUNet(SegmentationNetwork):
             ConfigError: a shape that the network cannot take.
         """
         self.check_input(x)
-        skips: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         for level in self.encoder:
             x = level(x)
-            skips.append(x)
+            features.append(x)
         decoded: list[torch.Tensor] = []
-        for index, level in enumerate(self.decoder):
-            x = level(x, skips[-2 - index])
+        for level in self.decoder:
+            x = level(features)
+            features.append(x)
             decoded.append(x)
         columns = [x]
         for index, up in enumerate(self.upsamplings):

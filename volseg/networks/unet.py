@@ -163,14 +163,13 @@ class UNet(SegmentationNetwork):
         """
         self.check_input(x)
         features = self.encoder(x)
-        x = features[-1]
         first = len(features) - 1 - len(self.supervision_strides)
         supervises = self.training and self.deep_supervision
         outputs: list[torch.Tensor] = []
         for index, (level, head) in enumerate(zip(self.decoder, self.heads, strict=True)):
-            x = level(x, features[-2 - index])
-            if index == len(features) - 2 or (supervises and index >= first):
-                outputs.append(head(x))
+            features.append(level(features))
+            if len(features) == 1 or (supervises and index >= first):
+                outputs.append(head(features[-1]))
         if supervises:
             return outputs[::-1]
         return outputs[-1]

@@ -154,16 +154,17 @@ class UNet3d(SegmentationNetwork):
         self.check_input(x)
         check_smallest(x, list(self.smallest))
         features = self.encoder(x)
-        x = features[-1]
-        decoded = [x]
-        for index, step in enumerate(self.decoder):
-            x = step(x, features[-2 - index])
-            decoded.append(x)
-        logits: torch.Tensor = self.head(x)
-        if not (self.training and self.deep_supervision):
-            return logits
-        outputs = [logits]
-        taps = features if self.supervises_encoder else decoded[::-1]
+        supervises = self.training and self.deep_supervision
+        # Finest first.
+        encoded = list(features) if supervises else []
+        decoded = [features[-1]]
+        for level in self.decoder:
+            features.append(level(features))
+            decoded.insert(0, features[-1])
+        outputs: list[torch.Tensor] = [self.head(features[0])]
+        if not supervises:
+            return outputs[0]
+        taps = encoded if self.supervises_encoder else decoded
         for index, branch in enumerate(self.branches):
             outputs.append(branch(taps[index + 1]))
         return outputs

@@ -155,11 +155,10 @@ class OriginalUNet(SegmentationNetwork):
         """
         self.check_input(x)
         check_smallest(x, list(self.smallest))
-        skips = self.encoder(x)
-        x = skips[-1]
-        for index, level in enumerate(self.decoder):
-            x = level(x, skips[-2 - index])
-        logits: torch.Tensor = self.head(x)
+        features = self.encoder(x)
+        for level in self.decoder:
+            features.append(level(features))
+        logits: torch.Tensor = self.head(features[0])
         return logits
 
 

@@ -133,17 +133,18 @@ class SummedLogitsUNet(SegmentationNetwork):
             ConfigError: a shape that the network cannot take.
         """
         self.check_input(x)
-        skips: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         for transition, level in zip(self.transitions, self.encoder, strict=True):
             x = transition(x)
             x = x + level(x) if self.residual else level(x)
-            skips.append(x)
-        first = len(skips) - 1 - self.num_heads
+            features.append(x)
+        first = len(features) - 1 - self.num_heads
         logits: list[torch.Tensor] = []
         for index, (level, head, up) in enumerate(
             zip(self.decoder, self.heads, self.upsamplings, strict=True)
         ):
-            x = level(x, skips[-2 - index])
+            x = level(features)
+            features.append(x)
             if index == first:
                 logits.append(head(x))
             elif index > first:
