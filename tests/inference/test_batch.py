@@ -82,13 +82,17 @@ def test_image_that_a_dataset_lists_and_has_not_fails_alone(
     folder = tmp_path / "set"
     shutil.copytree(balls, folder)
     (first, *others) = sorted((folder / "imagesTr").iterdir())
+    predict(predictor, first, tmp_path / "again")
+    before = (tmp_path / "again" / first.name).read_bytes()
     first.unlink()
-    result = predict(predictor, folder, tmp_path / "out")
-    assert {case: str(error) for case, error in result.failed.items()} == {
-        image_stem(first): f"{first} does not exist. Look at the file and its folder."
-    }
-    assert len(result.written) == len(others) > 0
-    assert result.exit_code == 3
+    for output in (tmp_path / "out", tmp_path / "again"):
+        result = predict(predictor, folder, output)
+        assert {case: str(error) for case, error in result.failed.items()} == {
+            image_stem(first): f"{first} does not exist. Look at the file and its folder."
+        }
+        assert len(result.written) == len(others) > 0
+        assert result.exit_code == 3
+    assert (tmp_path / "again" / first.name).read_bytes() == before
 
 
 def test_what_is_finished_is_kept(

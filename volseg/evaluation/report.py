@@ -54,7 +54,7 @@ def _draw_cases(evaluation: Evaluation, predictions: Path, dataset: Dataset, pat
     panels, has_first = [], True
     for case_id in pick_cases(evaluation):
         case = cases[case_id]
-        image = next((file for file in case.files if file.exists()), None)
+        image = next((file for file in case.files if file.is_file()), None)
         if image is not None and case.label is not None:
             has_first = has_first and image == case.images[0]
             panels.append(read_panel(case_id, dice[case_id], image, files[case_id], case.label))

@@ -288,7 +288,8 @@ def _may_stay(job: Job, predictor: Predictor, outputs: Outputs) -> bool:
     if outputs.overwrite:
         return False
     is_done = job.is_done(predictor)
-    if has_labels and not is_done:
+    # Without its image a case fails as it is read, and what there is of it stays.
+    if has_labels and not is_done and all(file.exists() for file in job.case.files):
         raise ConfigError(
             f"{job.labels} exists and was made from other images, weights or options; nothing "
             "was written. Choose another folder, or --overwrite."

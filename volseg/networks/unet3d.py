@@ -155,12 +155,13 @@ class UNet3d(SegmentationNetwork):
         check_smallest(x, list(self.smallest))
         features = self.encoder(x)
         supervises = self.training and self.deep_supervision
-        # Finest first.
+        # Finest first; a prediction keeps neither.
         encoded = list(features) if supervises else []
-        decoded = [features[-1]]
+        decoded = features[-1:] if supervises else []
         for level in self.decoder:
             features.append(level(features))
-            decoded.insert(0, features[-1])
+            if supervises:
+                decoded.insert(0, features[-1])
         outputs: list[torch.Tensor] = [self.head(features[0])]
         if not supervises:
             return outputs[0]

@@ -143,12 +143,11 @@ class SummedLogitsUNet(SegmentationNetwork):
         for index, (level, head, up) in enumerate(
             zip(self.decoder, self.heads, self.upsamplings, strict=True)
         ):
-            x = level(features)
-            features.append(x)
+            features.append(level(features))
             if index == first:
-                logits.append(head(x))
+                logits.append(head(features[-1]))
             elif index > first:
-                logits.append(head(x) + up(logits[-1]))
+                logits.append(head(features[-1]) + up(logits[-1]))
         return logits[-1]
 
 

@@ -201,11 +201,11 @@ def _find_channels(
 
 
 def _choose_existing(files: Sequence[Path], path: Path) -> Sequence[Path]:
-    existing = [file for file in files if file.is_file()]
+    existing = [file for file in files if file.exists()]
     if files and not existing:
         raise DataError(
             f"{path}: none of {len(files)} files exists, the first is {files[0]}; expected paths "
-            f"from {path.parent}, or absolute ones. Correct them, or restore the files."
+            f"relative to {path.parent}, or absolute ones. Correct them, or restore the files."
         )
     return existing
 
