@@ -50,6 +50,7 @@ CT = {
     "mean": 0.0,
     "std": 500.0,
 }
+PLAN = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
 
 
 class Slopes(nn.Module):
@@ -84,8 +85,7 @@ def predict_volseg(path: Path, number: int, output: Path, memory_gb: float) -> f
     from volseg.inference import Options, Predictor
     from volseg.inference.model import Model, ModelFacts
 
-    plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
-    facts = ModelFacts(plan=plan, classes=name_classes(number))
+    facts = ModelFacts(plan=PLAN, classes=name_classes(number))
     model = Model((Slopes(number),), facts, torch.device("cpu"), digest=f"{number} slopes")
     predictor = Predictor(model, Options(memory_gb=memory_gb))
     start = time.perf_counter()
@@ -101,16 +101,15 @@ def export_volseg(path: Path, number: int, output: Path) -> float:
     from volseg.inference.native_grid import NativeGrid
     from volseg.inference.predictor import Segmentation
 
-    plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
     classes, network = name_classes(number), Slopes(number)
     start = time.perf_counter()
-    prepared = prepare(read_image(path), plan)
+    prepared = prepare(read_image(path), PLAN)
     grid = NativeGrid(prepared.placement, classes)
     shape = prepared.placement.shape
-    filling = grid.open(Box((0,) * 3, shape), choose_axis(shape, plan.patch))
+    filling = grid.open(Box((0,) * 3, shape), choose_axis(shape, PLAN.patch))
     not_counted = 0.0
     with torch.inference_mode():
-        for part in prepared.image.split(plan.patch[filling.axis] // 2, filling.axis + 1):
+        for part in prepared.image.split(PLAN.patch[filling.axis] // 2, filling.axis + 1):
             scoring = time.perf_counter()
             scores = network(part[None])[0]
             not_counted += time.perf_counter() - scoring
@@ -275,8 +274,7 @@ def main() -> None:
     print("\n| classes | side | seconds | times volseg's | peak MB | times volseg's |")
     print("|---|---|---|---|---|---|")
     for number in arguments.classes:
-        plan = make_plan((1.5,) * 3, (96,) * 3, (8, 16), CT)
-        task = Task("CT", path.parent, path.parent, plan, name_classes(number))
+        task = Task("CT", path.parent, path.parent, PLAN, name_classes(number))
         write_nnunet_model(task, path.with_name(f"nnunet_{number}"))
         measure(number, path, arguments)
 
