@@ -55,6 +55,16 @@ def test_a_runtime_gives_what_torch_gives(name: str, network: nn.Module) -> None
         torch.testing.assert_close(runtime(windows), network(windows), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_network_is_followed_without_a_word_of_the_libraries(
+    name: str, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shape = WindowShape(2, 2, (16, 16, 16))
+    prepare_backend(name, build_small("unet", 3), shape, CPU)
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("name", list_networks())
 def test_every_network_is_followed_through_a_small_example(name: str, spatial_dims: int) -> None:

@@ -15,7 +15,8 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -408,9 +409,28 @@ def _follow(network: nn.Module, shape: WindowShape) -> Any:
     import openvino
 
     example = _shrink(shape, network).draw()
-    model = openvino.convert_model(network, example_input=example)
+    with _quiet():
+        model = openvino.convert_model(network, example_input=example)
     model.reshape([shape.at_once, shape.channels, *shape.size])
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch says while it follows a network; errors still show.
+
+    It warns of sizes that a network looks at, which stay those of its windows, of packages that
+    it does not need and of its own code. What came of it is compared with torch in any case.
+    """
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
 
 
 def _read_kept(core: Any, path: Path) -> Any:
@@ -484,7 +504,8 @@ class _OnnxRuntime:
 def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
     # Unlike OpenVINO's, this way through the network computes shapes alone.
     example = shape.draw().to(next(network.parameters()).device)
-    program = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
+    with _quiet():
+        program = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
     if program is None:
         raise RuntimeError("torch could not export it to ONNX")
     return bytes(program.model_proto.SerializeToString())
