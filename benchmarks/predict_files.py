@@ -3,8 +3,9 @@
 ``python benchmarks/predict_files.py OUTPUT --peer-python NNUNET/bin/python --hippocampus DATASET``
 
 The network is nnU-Net's U-Net with random weights, or with those of so many ``--steps`` of
-training, which volseg and the bundle load by the order in which they are used. Same windows, half
-overlapping, Gaussian weights, no mirroring, same spacing. The bundle has MONAI's own inferer.
+training, which the others load by the order in which they are used. Same windows, half overlapping,
+Gaussian weights, no mirroring, same spacing. The bundle has MONAI's own inferer and MONAI's own
+edition of that network (``DynUNet``); with volseg's network it is a side of its own.
 volseg computes in 16 bits where the CPU has instructions for them and the weights bear it, and in
 float32 where a side says so; labels are compared with those of float32.
 Sides take turns; the time goes from the first image that is read to the last label map that is
@@ -46,6 +47,7 @@ SIDES = (
     "volseg, float32",
     "volseg, openvino, float32",
     "MONAI bundle",
+    "MONAI bundle, volseg's network",
     "nnU-Net",
     "nnU-Net, one process",
 )
@@ -241,7 +243,10 @@ def write_run(task: Task, weights: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def take_weights(network: nn.Module, weights: Sequence[torch.Tensor], patch: Sequence[int]) -> None:
-    """Take over weights in the order in which layers run; their kernels have the axes reversed."""
+    """Take over weights in the order in which layers run; their kernels have the axes reversed.
+
+    Convolutions of MONAI's DynUNet have no biases; what follows them normalises a bias away.
+    """
     waiting = list(weights)
 
     def take(module: nn.Module, *_: object) -> None:
@@ -249,6 +254,8 @@ def take_weights(network: nn.Module, weights: Sequence[torch.Tensor], patch: Seq
             theirs = waiting.pop(0)
             turned = theirs.permute(0, 1, 4, 3, 2) if theirs.dim() == 5 else theirs
             parameter.copy_(turned)
+        if isinstance(module, nn.Conv3d) and module.bias is None:
+            waiting.pop(0)
 
     leaves = [module for module in network.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(take) for module in leaves]
@@ -308,7 +315,8 @@ def list_command(
             *(str(arguments.peer_python), str(script), "predict", str(result)),
             *("--model", str(folder / "nnunet"), *images, *where, *alone),
         ]
-    model = folder / ("bundle" if side.startswith("MONAI") else "run")
+    models = {"MONAI bundle": "bundle", "MONAI bundle, volseg's network": "bundle_of_volseg"}
+    model = folder / models.get(side, "run")
     words = [sys.executable, __file__, str(output), "--side", side, "--model", str(model)]
     return [*words, *images, *where, "--result", str(result)]
 
@@ -378,18 +386,46 @@ def prepare(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
         [str(arguments.peer_python), str(script), *words, "--weights", str(weights)], check=True
     )
     write_run(task, weights, folder / "run")
-    shutil.rmtree(folder / "bundle", ignore_errors=True)
-    export_bundle(folder / "run", folder / "bundle")
-    config = folder / "bundle" / "configs" / "inference.json"
-    workflow = json.loads(config.read_text())
-    workflow["inferer"] = {
+    exported, bundle = folder / "bundle_of_volseg", folder / "bundle"
+    for path in (exported, bundle):
+        shutil.rmtree(path, ignore_errors=True)
+    export_bundle(folder / "run", exported)
+    inferer = {
         "_target_": "SlidingWindowInferer",
         "roi_size": list(task.plan.patch),
         "overlap": 0.5,
         "mode": "gaussian",
         "device": "@device",
     }
-    write_json(config, workflow)
+    change_workflow(exported, {"inferer": inferer})
+    shutil.copytree(exported, bundle)
+    give_monai_network(task, torch.load(weights, weights_only=True), bundle)
+
+
+def change_workflow(bundle: Path, entries: Mapping[str, Any]) -> None:
+    config = bundle / "configs" / "inference.json"
+    write_json(config, {**json.loads(config.read_text()), **entries})
+
+
+def give_monai_network(task: Task, weights: Sequence[torch.Tensor], bundle: Path) -> None:
+    """Put MONAI's edition of nnU-Net's U-Net into a bundle, with the weights."""
+    from monai.networks.nets import DynUNet
+
+    planned = task.plan.network
+    options = {
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": task.classes.num_outputs,
+        "kernel_size": [list(kernel) for kernel in planned.kernel_sizes],
+        "strides": [list(stride) for stride in planned.strides],
+        "upsample_kernel_size": [list(stride) for stride in planned.strides[1:]],
+        "filters": list(planned.channels),
+        "trans_bias": True,
+    }
+    network = DynUNet(**options).eval()
+    take_weights(network, weights, task.plan.patch)
+    torch.save(network.state_dict(), bundle / "models" / "model.pt")
+    change_workflow(bundle, {"network_def": {"_target_": "DynUNet", **options}})
 
 
 def main() -> None:

@@ -25,8 +25,10 @@ from ablate_recipe import INTENSITY, RUNS, SPATIAL
 from conftest import TINY
 from displaced_labels import score_moves
 from makers import make_dataset, write_nifti
+from monai.bundle import ConfigParser
 from sides import Measured, OutOfMemory, run_measured
 from step_speed import Speed
+from torch import nn
 from train_against_nnunet import (
     FITTED,
     Peer,
@@ -41,10 +43,12 @@ from train_against_nnunet import (
 )
 from training_runs import Recipe, Result, find_splits, format_table, read, summarise_pace, train
 
+from volseg.atomic import write_json
 from volseg.config import load_config
 from volseg.data.layouts import find_dataset
 from volseg.data.splits import read_splits
 from volseg.images import read_labels
+from volseg.inference.model import build_planned_network
 from volseg.planning.plan import Plan
 
 
@@ -469,6 +473,44 @@ def test_all_sides_are_told_the_device(tmp_path: Path) -> None:
         assert words[words.index("--device") + 1] == "cuda:1"
     arguments.device = "cpu"
     assert predict_files.list_sides(arguments) == list(predict_files.SIDES)
+
+
+def test_bundles_of_monai_have_the_same_network(tmp_path: Path) -> None:
+    shape = (16, 16, 16)
+    plan = predict_files.make_plan(
+        (1, 1, 1), shape, (2, 4, 6), {"channel": "MRI", "scheme": "zscore"}
+    )
+    task = predict_files.Task("t", tmp_path, tmp_path, plan, predict_files.name_classes(3))
+    network = build_planned_network(plan, 3).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    weights = list_used_weights(network, shape)
+    write_json(tmp_path / "configs" / "inference.json", {"run": 1, "network_def": {}})
+    (tmp_path / "models").mkdir()
+    predict_files.give_monai_network(task, weights, tmp_path)
+    config = json.loads((tmp_path / "configs" / "inference.json").read_text())
+    theirs = ConfigParser(config).get_parsed_content("network_def").eval()
+    assert type(theirs).__module__.startswith("monai.")
+    theirs.load_state_dict(torch.load(tmp_path / "models" / "model.pt", weights_only=True))
+    image = torch.randn(1, 1, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(image), network(image), rtol=1e-3, atol=1e-3)
+
+
+def list_used_weights(network: nn.Module, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """As nnU-Net's side lists them: in the order of use, kernels with their axes reversed."""
+    used: list[torch.Tensor] = []
+
+    def add(module: nn.Module, *_: object) -> None:
+        for parameter in module.parameters(recurse=False):
+            data = parameter.detach()
+            used.append(data.permute(0, 1, 4, 3, 2) if data.dim() == 5 else data)
+
+    for module in network.modules():
+        module.register_forward_hook(add)
+    with torch.no_grad():
+        network(torch.zeros(1, 1, *shape))
+    return used
 
 
 def test_a_displaced_reference_fits_where_it_was_moved_from() -> None:
