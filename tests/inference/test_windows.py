@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from monai.data.utils import compute_importance_map
@@ -30,6 +32,22 @@ def network(channels: int, outputs: int, dims: int) -> nn.Module:
 def collect(score, image: Tensor, window: Sequence[int], axis: int = 0, **options) -> Tensor:
     parts = stream_scores(score, image, window, axis=axis, **options)
     return torch.cat([part.clone() for part in parts], axis + 1)
+
+
+def test_scores_are_not_held_while_the_next_are_computed() -> None:
+    given: list[weakref.ref[np.ndarray]] = []
+
+    def score(windows: Tensor) -> Tensor:
+        assert all(each() is None for each in given)
+        # The tensor, and every part of it, keeps the array.
+        scores = np.ones((len(windows), 2, 8, 8), np.float32)
+        given.append(weakref.ref(scores))
+        return torch.from_numpy(scores)
+
+    for _ in stream_scores(score, torch.rand(1, 12, 16), (8, 8), at_once=2):
+        pass
+    # Two rows of three windows.
+    assert len(given) == 4
 
 
 @pytest.mark.parametrize(

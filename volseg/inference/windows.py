@@ -77,8 +77,9 @@ def stream_scores(
         corners = list(itertools.product(*starts))
         for group in (corners[a : a + at_once] for a in range(0, len(corners), at_once)):
             windows = torch.stack([_cut(padded, corner, window) for corner in group])
-            for corner, scores in zip(group, score(windows), strict=True):
-                blend.add(scores, [a - b for a, b in zip(corner, origin, strict=True)])
+            places = [[a - b for a, b in zip(corner, origin, strict=True)] for corner in group]
+            # By no name here, so that nothing holds them while the next windows are computed.
+            blend.add_all(score(windows), places)
         stop = following[0] if following else current[-1] + window[axis]
         finished = blend.finish(stop - current[0])
         wanted = lines[axis].wanted(current[0], stop)
@@ -173,6 +174,11 @@ class _Blend:
     def __init__(self, shape: Sequence[int], axis: int, weight: Tensor) -> None:
         self.shape, self.axis, self.weight = tuple(shape), axis, weight
         self.sums: Tensor | None = None
+
+    def add_all(self, scores: Tensor, corners: Sequence[Sequence[int]]) -> None:
+        """Add the scores (B, K, *window) of windows, each with its corner."""
+        for own, corner in zip(scores, corners, strict=True):
+            self.add(own, corner)
 
     def add(self, scores: Tensor, corner: Sequence[int]) -> None:
         """Add the scores of a window, whose `corner` is counted from the first voxel of the sums.
