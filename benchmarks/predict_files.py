@@ -36,7 +36,7 @@ from torch import nn
 
 from volseg.atomic import write_json
 from volseg.data.cases import Case, Classes, Dataset
-from volseg.inference.model import build_planned_network
+from volseg.inference.model import BUNDLE_FILE, build_planned_network
 from volseg.networks.weights import save_weights
 from volseg.planning.plan import Plan
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
@@ -52,6 +52,8 @@ SIDES = (
     "nnU-Net, one process",
 )
 
+BUNDLES = {"MONAI bundle": "bundle", "MONAI bundle, volseg's network": "bundle_of_volseg"}
+"""Their folders."""
 KINDS_HU = (-500.0, 0.0, 80.0, 200.0)
 """Intensities between the classes of the volume that is made."""
 
@@ -242,10 +244,20 @@ def write_run(task: Task, weights: Path, folder: Path) -> None:
 
 
 @torch.no_grad()
-def take_weights(network: nn.Module, weights: Sequence[torch.Tensor], patch: Sequence[int]) -> None:
+def take_weights(
+    network: nn.Module,
+    weights: Sequence[torch.Tensor],
+    patch: Sequence[int],
+    *,
+    lacks_biases: bool = False,
+) -> None:
     """Take over weights in the order in which layers run; their kernels have the axes reversed.
 
-    Convolutions of MONAI's DynUNet have no biases; what follows them normalises a bias away.
+    Args:
+        network: it has the weights afterwards.
+        weights: nnU-Net's.
+        patch: voxels of a window.
+        lacks_biases: of convolutions before a norm, which subtracts them in any case.
     """
     waiting = list(weights)
 
@@ -254,7 +266,7 @@ def take_weights(network: nn.Module, weights: Sequence[torch.Tensor], patch: Seq
             theirs = waiting.pop(0)
             turned = theirs.permute(0, 1, 4, 3, 2) if theirs.dim() == 5 else theirs
             parameter.copy_(turned)
-        if isinstance(module, nn.Conv3d) and module.bias is None:
+        if lacks_biases and isinstance(module, nn.Conv3d) and module.bias is None:
             waiting.pop(0)
 
     leaves = [module for module in network.modules() if not list(module.children())]
@@ -315,8 +327,7 @@ def list_command(
             *(str(arguments.peer_python), str(script), "predict", str(result)),
             *("--model", str(folder / "nnunet"), *images, *where, *alone),
         ]
-    models = {"MONAI bundle": "bundle", "MONAI bundle, volseg's network": "bundle_of_volseg"}
-    model = folder / models.get(side, "run")
+    model = folder / (BUNDLES[side] if side.startswith("MONAI") else "run")
     words = [sys.executable, __file__, str(output), "--side", side, "--model", str(model)]
     return [*words, *images, *where, "--result", str(result)]
 
@@ -398,7 +409,8 @@ def prepare(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
         "device": "@device",
     }
     change_workflow(exported, {"inferer": inferer})
-    shutil.copytree(exported, bundle)
+    # What else an exported bundle has is about volseg's network.
+    shutil.copytree(exported, bundle, ignore=shutil.ignore_patterns("docs", BUNDLE_FILE.name))
     give_monai_network(task, torch.load(weights, weights_only=True), bundle)
 
 
@@ -423,7 +435,7 @@ def give_monai_network(task: Task, weights: Sequence[torch.Tensor], bundle: Path
         "trans_bias": True,
     }
     network = DynUNet(**options).eval()
-    take_weights(network, weights, task.plan.patch)
+    take_weights(network, weights, task.plan.patch, lacks_biases=True)
     torch.save(network.state_dict(), bundle / "models" / "model.pt")
     change_workflow(bundle, {"network_def": {"_target_": "DynUNet", **options}})
 

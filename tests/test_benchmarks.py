@@ -471,6 +471,13 @@ def test_all_sides_are_told_the_device(tmp_path: Path) -> None:
     for side in sides:
         words = predict_files.list_command(side, task, tmp_path, tmp_path, tmp_path, arguments)
         assert words[words.index("--device") + 1] == "cuda:1"
+    models = [
+        words[words.index("--model") + 1]
+        for side in sides
+        if not side.startswith("nnU-Net")
+        for words in [predict_files.list_command(side, task, *[tmp_path] * 3, arguments)]
+    ]
+    assert [Path(model).name for model in models] == ["run", "run", "bundle", "bundle_of_volseg"]
     arguments.device = "cpu"
     assert predict_files.list_sides(arguments) == list(predict_files.SIDES)
 
@@ -489,6 +496,7 @@ def test_bundles_of_monai_have_the_same_network(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     predict_files.give_monai_network(task, weights, tmp_path)
     config = json.loads((tmp_path / "configs" / "inference.json").read_text())
+    assert config["run"] == 1
     theirs = ConfigParser(config).get_parsed_content("network_def").eval()
     assert type(theirs).__module__.startswith("monai.")
     theirs.load_state_dict(torch.load(tmp_path / "models" / "model.pt", weights_only=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,12 +58,38 @@ def test_a_runtime_gives_what_torch_gives(name: str, network: nn.Module) -> None
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_network_is_followed_without_a_word_of_the_libraries(
-    name: str, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+    name: str, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shape = WindowShape(2, 2, (16, 16, 16))
-    prepare_backend(name, build_small("unet", 3), shape, CPU)
+    # It hands nothing on to the root, where pytest listens.
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.addHandler(caplog.handler)
+    try:
+        prepare_backend(name, build_small("unet", 3), WindowShape(2, 2, (16, 16, 16)), CPU)
+    finally:
+        exporter.removeHandler(caplog.handler)
     assert not recwarn.list
-    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert exporter.level == level
+
+
+class Bright(nn.Module):
+    """A network of a user, which does another thing to images that are bright somewhere."""
+
+    def __init__(self, **facts: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(facts["in_channels"], facts["out_channels"], 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.conv(image)
+        return -logits if image.max() > 1000 else logits
+
+
+def test_it_is_said_of_a_users_network_that_it_decides_by_values() -> None:
+    facts = {"spatial_dims": 2, "in_channels": 2, "out_channels": 3}
+    own = build_own_network(Bright, **facts).eval().requires_grad_(False)
+    with pytest.warns(torch.jit.TracerWarning, match="Python boolean"):
+        prepare_backend("openvino", own, WindowShape(1, 2, (8, 8)), CPU)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -30,6 +30,7 @@ from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
 from volseg.inference.remembered import (
     describe_network,
+    find_own_code,
     keep,
     make_folder,
     make_key,
@@ -377,6 +378,8 @@ class _OpenVino:
         return torch.from_numpy(results[0])
 
 
+_FOLLOWING = threading.Lock()
+"""Filters of warnings and levels of loggers are those of the whole process."""
 _KEPT = Path("openvino", "network.xml")
 _LEFT_S = 3600.0
 """After so long a folder on its way is nobody's any more."""
@@ -409,28 +412,32 @@ def _follow(network: nn.Module, shape: WindowShape) -> Any:
     import openvino
 
     example = _shrink(shape, network).draw()
-    with _quiet():
+    with _quiet(network):
         model = openvino.convert_model(network, example_input=example)
     model.reshape([shape.at_once, shape.channels, *shape.size])
     return model
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what torch says while it follows a network; errors still show.
+def _quiet(network: nn.Module) -> Iterator[None]:
+    """Leave out what torch says of itself and of other packages while it follows a network.
 
-    It warns of sizes that a network looks at, which stay those of its windows, of packages that
-    it does not need and of its own code. What came of it is compared with torch in any case.
+    It warns, too, of what a network decides in Python, which is decided once and for all then.
+    volseg's own look at sizes alone, which stay those of the windows; for others that is said.
     """
     exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    unwanted = [DeprecationWarning, FutureWarning, UserWarning]
+    if not find_own_code(network):
+        unwanted.append(torch.jit.TracerWarning)  # type: ignore[attr-defined]
+    with _FOLLOWING, warnings.catch_warnings():
+        for category in unwanted:
+            warnings.simplefilter("ignore", category)
+        level = exporter.level
+        exporter.setLevel(max(level, logging.ERROR))
+        try:
             yield
-    finally:
-        exporter.setLevel(level)
+        finally:
+            exporter.setLevel(level)
 
 
 def _read_kept(core: Any, path: Path) -> Any:
@@ -504,7 +511,7 @@ class _OnnxRuntime:
 def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
     # Unlike OpenVINO's, this way through the network computes shapes alone.
     example = shape.draw().to(next(network.parameters()).device)
-    with _quiet():
+    with _quiet(network):
         program = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
     if program is None:
         raise RuntimeError("torch could not export it to ONNX")

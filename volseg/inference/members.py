@@ -56,13 +56,20 @@ class Members:
     def _logits(self, network: Network, windows: Tensor) -> Tensor:
         if self.mirroring is None:
             return compute_logits(network, windows, self.precision)
-        total, flips = torch.zeros(()), list_mirrorings(self.mirroring, windows.shape[2:])
-        for axes in flips:
+        outputs = list(self.mirroring.outputs)
+
+        def look(axes: tuple[int, ...]) -> Tensor:
             dims = [axis + 2 for axis in axes]
             logits = compute_logits(network, windows.flip(dims), self.precision).flip(dims)
             # What the mirror shows as left is right.
-            total = total + (logits[:, list(self.mirroring.outputs)] if 0 in axes else logits)
-        return total / len(flips)
+            return logits[:, outputs] if 0 in axes else logits
+
+        first, *others = list_mirrorings(self.mirroring, windows.shape[2:])
+        total = look(first)
+        for axes in others:
+            # By no name, so that only their sum is held while the next are computed.
+            total += look(axes)
+        return total.div_(1 + len(others))
 
 
 class _Mean:
