@@ -409,8 +409,9 @@ def prepare(task: Task, folder: Path, arguments: argparse.Namespace) -> None:
         "device": "@device",
     }
     change_workflow(exported, {"inferer": inferer})
-    # What else an exported bundle has is about volseg's network.
-    shutil.copytree(exported, bundle, ignore=shutil.ignore_patterns("docs", BUNDLE_FILE.name))
+    # What volseg would read is about its own network.
+    patterns = ("docs", BUNDLE_FILE.name, "*.sha256")
+    shutil.copytree(exported, bundle, ignore=shutil.ignore_patterns(*patterns))
     give_monai_network(task, torch.load(weights, weights_only=True), bundle)
 
 
@@ -455,6 +456,8 @@ def main() -> None:
     parser.add_argument("--output", dest="predicted", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.side and "volseg" not in arguments.sides:
+        parser.error("--sides lacks volseg, which the others are compared with")
     if arguments.side:
         model, images, output = (
             Path(path) for path in (arguments.model, arguments.images, arguments.predicted)

@@ -57,28 +57,46 @@ def test_a_runtime_gives_what_torch_gives(name: str, network: nn.Module) -> None
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_a_network_is_followed_without_a_word_of_the_libraries(
-    name: str, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+def test_a_network_is_followed_without_warnings(
+    name: str, recwarn: pytest.WarningsRecorder
 ) -> None:
+    prepare_backend(name, build_small("unet", 3), WindowShape(2, 2, (16, 16, 16)), CPU)
+    facts = {"spatial_dims": 3, "in_channels": 2, "out_channels": 3}
+    own = build_own_network(Plain, **facts).eval().requires_grad_(False)
+    prepare_backend(name, own, WindowShape(2, 2, (16, 16, 16)), CPU)
+    assert not recwarn.list
+
+
+def test_what_torch_says_of_other_packages_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     # It hands nothing on to the root, where pytest listens.
     exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
+    levels = exporter.level, logging.root.level
     exporter.addHandler(caplog.handler)
     try:
-        prepare_backend(name, build_small("unet", 3), WindowShape(2, 2, (16, 16, 16)), CPU)
+        with backends._quiet():
+            exporter.getChild("package").warning("is not there")
+            exporter.getChild("package").error("fails")
+            logging.root.setLevel(logging.CRITICAL)
     finally:
         exporter.removeHandler(caplog.handler)
-    assert not recwarn.list
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert exporter.level == level
+    assert [record.message for record in caplog.records] == ["fails"]
+    assert (exporter.level, logging.root.level) == levels
 
 
-class Bright(nn.Module):
-    """A network of a user, which does another thing to images that are bright somewhere."""
+class Plain(nn.Module):
+    """A network of a user."""
 
     def __init__(self, **facts: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(facts["in_channels"], facts["out_channels"], 1)
+        conv = (nn.Conv2d, nn.Conv3d)[facts["spatial_dims"] - 2]
+        self.conv = conv(facts["in_channels"], facts["out_channels"], 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.conv(image)
+
+
+class Bright(Plain):
+    """A network of a user, which does another thing to images that are bright somewhere."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits = self.conv(image)
@@ -88,8 +106,9 @@ class Bright(nn.Module):
 def test_it_is_said_of_a_users_network_that_it_decides_by_values() -> None:
     facts = {"spatial_dims": 2, "in_channels": 2, "out_channels": 3}
     own = build_own_network(Bright, **facts).eval().requires_grad_(False)
-    with pytest.warns(torch.jit.TracerWarning, match="Python boolean"):
+    with pytest.warns(torch.jit.TracerWarning, match="Python boolean") as told:
         prepare_backend("openvino", own, WindowShape(1, 2, (8, 8)), CPU)
+    assert {each.filename for each in told} == {__file__}
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -316,6 +317,20 @@ def test_scores_are_averaged_over_mirror_images(names, regions, axes, outputs) -
         expected.append(logits)
     members = Members([_Ramps(ramps)], torch.device("cpu"), mirroring=mirroring)
     torch.testing.assert_close(members(image[None])[0], torch.stack(expected).mean(0))
+
+
+def test_of_mirror_images_only_the_sum_is_held() -> None:
+    shape, held = (1, 2, 7, 5, 3), []
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        tensors = (each for each in gc.get_objects() if type(each) is torch.Tensor)
+        held.append(sum(each.shape == shape for each in tensors))
+        return torch.ones(shape)
+
+    mirroring = plan_mirroring(Classes(names=("background", "a"), values=(0, 1)), 3)
+    members = Members([network], torch.device("cpu"), mirroring=mirroring)
+    assert members(torch.rand(1, 1, 7, 5, 3)).shape == shape
+    assert held == [0, *[1] * 7]
 
 
 def test_slices_are_not_mirrored_through() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -34,17 +34,22 @@ def collect(score, image: Tensor, window: Sequence[int], axis: int = 0, **option
     return torch.cat([part.clone() for part in parts], axis + 1)
 
 
-def test_scores_are_not_held_while_the_next_are_computed() -> None:
-    given: list[weakref.ref[np.ndarray]] = []
+def watch_scores(given: list[weakref.ref[np.ndarray]]) -> Callable[[Tensor], Tensor]:
+    """A network that refuses to work while its former scores are held by anybody."""
 
     def score(windows: Tensor) -> Tensor:
         assert all(each() is None for each in given)
         # The tensor, and every part of it, keeps the array.
-        scores = np.ones((len(windows), 2, 8, 8), np.float32)
+        scores = np.ones((len(windows), 2, *windows.shape[2:]), np.float32)
         given.append(weakref.ref(scores))
         return torch.from_numpy(scores)
 
-    for _ in stream_scores(score, torch.rand(1, 12, 16), (8, 8), at_once=2):
+    return score
+
+
+def test_scores_are_not_held_while_the_next_are_computed() -> None:
+    given: list[weakref.ref[np.ndarray]] = []
+    for _ in stream_scores(watch_scores(given), torch.rand(1, 12, 16), (8, 8), at_once=2):
         pass
     # Two rows of three windows.
     assert len(given) == 4

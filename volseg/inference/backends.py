@@ -30,7 +30,6 @@ from volseg.inference.members import Network, compute_logits
 from volseg.inference.precision import PrecisionName, choose_fastest
 from volseg.inference.remembered import (
     describe_network,
-    find_own_code,
     keep,
     make_folder,
     make_key,
@@ -179,7 +178,6 @@ def prepare_backend(
     _, devices = _BUILDERS[name]
     if place.device.type not in devices:
         raise MachineError(f"--backend {name} on {place.device}; expected {' or '.join(devices)}.")
-    level = logging.root.level
     try:
         return _build(name, network, shape, place, weights)
     except MachineError:
@@ -194,9 +192,6 @@ def prepare_backend(
         raise MachineError(
             f"{name} cannot take this network ({reason}). Use --backend torch."
         ) from error
-    finally:
-        # OpenVINO silences all warnings while it reads a network, and where it fails for good.
-        logging.root.setLevel(level)
 
 
 def _build(
@@ -412,32 +407,33 @@ def _follow(network: nn.Module, shape: WindowShape) -> Any:
     import openvino
 
     example = _shrink(shape, network).draw()
-    with _quiet(network):
+    with _quiet():
         model = openvino.convert_model(network, example_input=example)
     model.reshape([shape.at_once, shape.channels, *shape.size])
     return model
 
 
 @contextlib.contextmanager
-def _quiet(network: nn.Module) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Leave out what torch says of itself and of other packages while it follows a network.
 
-    It warns, too, of what a network decides in Python, which is decided once and for all then.
-    volseg's own look at sizes alone, which stay those of the windows; for others that is said.
+    It warns, too, of what is decided in Python, which is decided once and for all then. volseg
+    looks at sizes alone, which stay those of the windows; of a user's code the warning shows.
     """
-    exporter = logging.getLogger("torch.onnx")
-    unwanted = [DeprecationWarning, FutureWarning, UserWarning]
-    if not find_own_code(network):
-        unwanted.append(torch.jit.TracerWarning)  # type: ignore[attr-defined]
+    exporter, root = logging.getLogger("torch.onnx"), logging.root
     with _FOLLOWING, warnings.catch_warnings():
-        for category in unwanted:
+        for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
-        level = exporter.level
-        exporter.setLevel(max(level, logging.ERROR))
+        traced: type[Warning] = torch.jit.TracerWarning  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", category=traced, module=r"(torch|volseg)\.")
+        levels = exporter.level, root.level
+        exporter.setLevel(max(exporter.level, logging.ERROR))
         try:
             yield
         finally:
-            exporter.setLevel(level)
+            exporter.setLevel(levels[0])
+            # OpenVINO silences all warnings while it reads a network, and where it fails for good.
+            root.setLevel(levels[1])
 
 
 def _read_kept(core: Any, path: Path) -> Any:
@@ -511,7 +507,7 @@ class _OnnxRuntime:
 def _to_onnx(network: nn.Module, shape: WindowShape) -> bytes:
     # Unlike OpenVINO's, this way through the network computes shapes alone.
     example = shape.draw().to(next(network.parameters()).device)
-    with _quiet(network):
+    with _quiet():
         program = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
     if program is None:
         raise RuntimeError("torch could not export it to ONNX")

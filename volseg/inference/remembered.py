@@ -46,7 +46,7 @@ def describe_network(network: nn.Module) -> str:
     What computes an own network may be changed under the same name, so that its code counts too.
     """
     try:
-        codes = sorted(inspect.getsource(kind) for kind in find_own_code(network))
+        codes = sorted(inspect.getsource(kind) for kind in _find_own(network))
     except (OSError, TypeError):
         # Nobody knows, so that nothing is found again.
         codes = [uuid.uuid4().hex]
@@ -72,7 +72,7 @@ def make_network_key(network: nn.Module, *facts: object) -> str | None:
         None for an own network, or one that was changed by hooks: what its code depends on nobody
         knows. None also if its values cannot be read.
     """
-    if _CODE is None or find_own_code(network) or any(map(_is_changed, network.modules())):
+    if _CODE is None or _find_own(network) or any(map(_is_changed, network.modules())):
         return None
     digest = hashlib.sha256(repr((_CODE, __version__, torch.__version__, *facts)).encode())
     digest.update(describe_network(network).encode())
@@ -111,7 +111,7 @@ def _is_changed(module: nn.Module) -> bool:
     )
 
 
-def find_own_code(network: nn.Module) -> set[type[nn.Module]]:
+def _find_own(network: nn.Module) -> set[type[nn.Module]]:
     """Classes of modules that are neither torch's nor volseg's."""
     kinds = {type(module) for module in network.modules()}
     return {kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "volseg")}
