@@ -290,7 +290,7 @@ def predict_volseg(model: Path, images: Path, output: Path, side: str, device: s
     )
     predictor = Predictor.load(model, device=device, options=options)
     start = time.perf_counter()
-    predict_cases(predictor, find_inputs([images], 1), Outputs(output))
+    predict_cases(predictor, find_inputs([images], ["CT"]), Outputs(output))
     return time.perf_counter() - start
 
 

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from volseg.errors import ConfigError, DataError, MachineError
+from volseg.errors import DataError, MachineError
 from volseg.geometry import Geometry
 from volseg.images import (
     from_nibabel,
@@ -144,7 +144,7 @@ def test_pair_of_header_and_voxels_is_read_by_either_name(tmp_path):
         assert np.array_equal(image.array[0], array)
         assert image.geometry.spacing_mm == (1, 2, 3)
     (tmp_path / "a.img").unlink()
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match=r"a\.hdr: its voxels a\.img are missing"):
         read_image(tmp_path / "a.hdr")
 
 
@@ -253,6 +253,21 @@ def test_conflicting_qform_is_named_and_the_sform_used(tmp_path, caplog):
     assert "qform (spacing 2 x 2 x 2 mm) and sform (spacing 1 x 1 x 1 mm) differ by" in message
 
 
+def test_a_damaged_qform_beside_a_sform_is_told_and_left(tmp_path, caplog):
+    # The rounded quaternion of a turn by 180 degrees, whose real part is the root of -4e-6.
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    image.set_sform(np.diag([1, 2, 3, 1]), 1)
+    image.header["qform_code"] = 1
+    image.header["quatern_b"] = 1.000002
+    nib.save(image, tmp_path / "a.nii")
+    assert read_header(tmp_path / "a.nii")[0].spacing_mm == (1, 2, 3)
+    assert "qform is damaged (w2 should be positive" in caplog.records[0].getMessage()
+    image.header["sform_code"] = 0
+    (tmp_path / "b.nii").write_bytes(image.header.binaryblock + bytes(4 + 64))
+    with pytest.raises(DataError, match=r"b\.nii: qform is damaged"):
+        read_header(tmp_path / "b.nii")
+
+
 def test_missing_orientation_is_assumed_with_a_warning(tmp_path, caplog):
     image = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), None)
     nib.save(image, tmp_path / "a.nii")
@@ -323,9 +338,15 @@ def test_probabilities_have_channels_last_in_the_file(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.nii.gz").array, array)
 
 
-def test_channels_in_2d_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot write 3 channels in 2D.*Use \.nrrd"):
-        write_image(tmp_path / "a.nii", np.zeros((3, 4, 5)), Geometry((4, 5), np.eye(4)))
+def test_channels_in_2d_are_those_of_one_slice_in_its_place(tmp_path):
+    array = np.random.default_rng(0).random((3, 4, 5), np.float32)
+    affine = np.array([[0, -2, 0, 7], [1.5, 0, 0, -3], [0, 0, 4, 11], [0, 0, 0, 1.0]])
+    write_image(tmp_path / "a.nii", array, Geometry((4, 5), affine))
+    stored = nib.load(tmp_path / "a.nii")
+    assert stored.shape == (4, 5, 1, 3)
+    assert np.array_equal(stored.affine, affine)
+    assert np.array_equal(np.moveaxis(np.asarray(stored.dataobj)[:, :, 0], -1, 0), array)
+    assert read_image(tmp_path / "a.nii").array.shape == (3, 4, 5, 1)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):

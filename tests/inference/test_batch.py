@@ -24,7 +24,7 @@ from volseg.data.cases import Case
 from volseg.errors import ConfigError, DataError, FullDiskError, MachineError
 from volseg.images import image_stem, itk
 from volseg.inference import Options, batch
-from volseg.inference.batch import BatchResult, Outputs, predict_cases
+from volseg.inference.batch import BatchResult, Outputs, digest_sources, predict_cases
 from volseg.inference.inputs import find_inputs, select_shard
 
 
@@ -47,7 +47,7 @@ def predict(
     predictor: volseg.Predictor, images: Path, output: Path, on_case=None, **what
 ) -> BatchResult:
     outputs = Outputs(output, **what)
-    return predict_cases(predictor, find_inputs([images], 1), outputs, on_case)
+    return predict_cases(predictor, find_inputs([images], ["MR0"]), outputs, on_case)
 
 
 def names(folder: Path) -> list[str]:
@@ -165,6 +165,34 @@ def test_an_image_of_the_same_name_is_another(
     os.utime(images / "p1.nii.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ConfigError, match=r"p1\.nii\.gz exists and was made from other images"):
         predict(predictor, images, output)
+
+
+@pytest.mark.parametrize(
+    ("header", "voxels"),
+    [("p.hdr", "p.img"), ("p.mhd", "p.raw"), ("p.mhd", "p.zraw"), ("p.nhdr", "p.raw.gz")],
+)
+def test_other_voxels_under_the_same_header_are_another_image(
+    tmp_path: Path, header: str, voxels: str
+) -> None:
+    for name in (header, voxels, "p.txt"):
+        (tmp_path / name).write_text("first")
+    case = Case(case_id="p", images=(tmp_path / header,), patient_id="p")
+    before = digest_sources(case)
+    (tmp_path / "p.txt").write_text("what is no voxel")
+    assert digest_sources(case) == before
+    (tmp_path / voxels).write_text("second one")
+    assert digest_sources(case) != before
+
+
+def test_names_that_are_no_utf_8(predictor: volseg.Predictor, images: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/Sch\xe4del"))
+    shutil.copytree(images, folder)
+    (folder / "p2.nii.gz").rename(Path(os.fsdecode(os.fsencode(folder) + b"/p\xfc.nii.gz")))
+    result = predict(predictor, folder, tmp_path / "out")
+    assert (len(result.written), result.exit_code) == (3, 0)
+    record = json.loads((tmp_path / "out" / "p0.json").read_text())
+    assert record["images"] == [str(tmp_path / "Sch\\xe4del" / "p0.nii.gz")]
+    assert len(predict(predictor, folder, tmp_path / "out").kept) == 3
 
 
 def test_a_record_speaks_of_the_files_that_it_names_alone(
@@ -408,6 +436,9 @@ def test_dicom_segmentations_of_a_batch(
     assert names(output)[:3] == ["b.json", "b.seg.nrrd", "b_probabilities.nrrd"]
     with pytest.raises(ConfigError, match=r"cannot write labels\.jpg"):
         predict(predictor, images, tmp_path / "none", suffix=".jpg")
+    with pytest.raises(ConfigError, match=r"cannot write volumes as \.png; expected \.nii\.gz"):
+        predict(predictor, images, tmp_path / "none", suffix=".png")
+    assert not (tmp_path / "none").exists()
 
 
 def test_shards_share_the_cases_by_size(tmp_path: Path) -> None:

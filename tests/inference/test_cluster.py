@@ -43,7 +43,7 @@ def test_a_killed_predictor_changes_nothing(
     for copy in range(3):
         for path in (balls / "imagesTr").iterdir():
             shutil.copy(path, images / f"{copy}_{path.name}")
-    cases = find_inputs([images], 1)
+    cases = find_inputs([images], ["MR0"])
     pids: list[int] = []
     hire = cluster._Crew._hire
 
@@ -71,7 +71,7 @@ def test_a_killed_predictor_changes_nothing(
 
 @pytest.mark.slow
 def test_errors_of_the_model_come_back(local_ray, run: Path, balls: Path, tmp_path: Path) -> None:
-    cases = find_inputs([balls / "imagesTr"], 1)
+    cases = find_inputs([balls / "imagesTr"], ["MR0"])
     work = Work((tmp_path / "nothing",), Outputs(tmp_path / "out"), {"device": "cpu"})
     with pytest.raises(ConfigError, match="is no model"):
         predict_on_cluster(Cluster("local", cpus=1), work, cases)
@@ -248,7 +248,7 @@ def test_a_predictor_hands_its_warnings_back(
     worker = cluster._Worker(work, torch.get_num_threads(), {"n0": 2, "n1": 5})
     free_gb = 1e-9 * free_bytes(torch.device("cpu"))
     assert worker.work.options.memory_gb == pytest.approx(free_gb / 2, rel=0.2)
-    (case, *_) = cases = find_inputs([balls / "imagesTr"], 1)
+    (case, *_) = cases = find_inputs([balls / "imagesTr"], ["MR0"])
     settled, warnings = worker.load(cases)
     assert (settled.options.backend, warnings) == ("torch", [])
     result, warnings = worker.predict(case)

@@ -264,7 +264,7 @@ def test_under_a_ceiling_images_go_one_by_one(
     predictor(image)
     assert seen == [("read", False), ("segment", False)]
     seen.clear()
-    predict_cases(predictor, find_inputs([image], 1), Outputs(tmp_path))
+    predict_cases(predictor, find_inputs([image], ["MR0"]), Outputs(tmp_path))
     assert seen == [("read", False), ("segment", False), ("save", False)]
     assert is_free(predictor.turn)
 

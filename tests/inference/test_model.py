@@ -10,7 +10,7 @@ import pytest
 import volseg
 from volseg.errors import ConfigError
 from volseg.inference import Options
-from volseg.inference.model import load_model, read_facts
+from volseg.inference.model import find_weights, load_model, read_facts, trained_folds
 from volseg.networks.weights import load_weights, save_weights
 
 
@@ -52,6 +52,18 @@ def test_mirroring_that_the_training_has_not_seen_is_said(
     assert load_model([run, other], "cpu").facts.mirrored is None
     volseg.Predictor.load(other, device="cpu", options=Options(mirror=True))
     assert "trained without" not in caplog.text
+
+
+def test_copies_of_folds_are_no_folds(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    folds = trained_folds(other)
+    for name in ("fold_0_backup", "fold_0_1", "fold_00", "fold_0.old", "fold_0 (copy)"):
+        shutil.copytree(other / "fold_0", other / name)
+        config = other / name / "config.yaml"
+        config.write_text(config.read_text().replace("flip: 0.0", "flip: 0.5"))
+    assert trained_folds(other) == folds == (0,)
+    assert len(find_weights(other)) == 1
+    assert read_facts(other).mirrored == ()
 
 
 def test_a_fold_without_a_best_checkpoint_says_why(run: Path, tmp_path: Path) -> None:

@@ -144,8 +144,31 @@ def test_wrong_inputs_are_refused(predictor: volseg.Predictor, image: Path) -> N
         predictor((np.stack([array, array]), np.eye(4)))
     with pytest.raises(DataError, match="2 channels; expected 1"):
         predictor([image, image])
-    with pytest.raises(DataError, match="a 2D image; expected 3D"):
+    with pytest.raises(DataError, match=r"^a 2D image; expected 3D"):
         predictor((array[0], np.eye(4)))
+    with pytest.raises(ConfigError, match="backend 'OpenVINO'; expected one of auto, torch"):
+        Options(backend="OpenVINO")
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "shape", "expected"),
+    [
+        (2, (4, 5), (1, 4, 5)),
+        (2, (1, 4, 5), (1, 4, 5)),
+        (2, (3, 4, 5), (3, 4, 5)),
+        (3, (3, 4, 5), (1, 3, 4, 5)),
+        (3, (3, 4, 5, 6), (3, 4, 5, 6)),
+    ],
+)
+def test_a_further_axis_of_an_array_is_its_channels(
+    predictor: volseg.Predictor,
+    spatial_dims: int,
+    shape: tuple[int, ...],
+    expected: tuple[int, ...],
+) -> None:
+    plan = predictor.model.facts.plan.model_copy(update={"spatial_dims": spatial_dims})
+    image = predictor_module._from_array(np.zeros(shape), np.eye(4), plan)
+    assert (image.array.shape, image.geometry.shape) == (expected, expected[1:])
 
 
 @pytest.mark.parametrize(
@@ -236,41 +259,6 @@ def test_what_is_no_model_is_refused(run: Path, tmp_path: Path) -> None:
         volseg.Predictor.load(run, folds=(3,))
     with pytest.raises(MachineError, match="device cuda:99 is not there"):
         volseg.Predictor.load(run, device="cuda:99")
-
-
-def touch(folder: Path, *names: str) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return [folder / name for name in names]
-
-
-def ids(paths: list[Path], num_channels: int) -> dict[str, int]:
-    return {case.case_id: len(case.images) for case in find_inputs(paths, num_channels)}
-
-
-def test_files_are_grouped_by_channel_suffix(tmp_path: Path) -> None:
-    touch(tmp_path / "a", "p_0000.nii.gz", "p_0001.nii.gz", "q.nii.gz", ".x.nii.gz", "n.txt")
-    assert ids([tmp_path / "a"], 2) == {"p": 2, "q": 1}
-    # A case that lacks a channel is one that fails.
-    assert ids([tmp_path / "a"], 3) == {"p": 2, "q": 1}
-
-
-def test_numbered_cases_of_one_channel_keep_their_names(tmp_path: Path) -> None:
-    touch(tmp_path / "a", "p_0000.nii.gz", "p_0001.nii.gz")
-    assert ids([tmp_path / "a"], 1) == {"p_0000": 1, "p_0001": 1}
-    (single,) = touch(tmp_path / "b", "r_0000.nii.gz")
-    assert ids([single], 1) == {"r": 1}
-    (other,) = touch(tmp_path / "c", "r_0004.nii.gz")
-    assert ids([other], 1) == {"r_0004": 1}
-
-
-def test_wrong_inputs_of_a_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not exist"):
-        find_inputs([tmp_path / "z.nii.gz"], 1)
-    twice = [*touch(tmp_path / "b", "s.nii.gz"), *touch(tmp_path / "c", "s.nii")]
-    with pytest.raises(DataError, match="would both be written as s"):
-        find_inputs(twice, 1)
 
 
 class _Ramps(torch.nn.Module):
@@ -370,7 +358,8 @@ def test_a_dicom_series_gives_what_its_nifti_gives(run: Path, tmp_path: Path) ->
     expected = predictor((np.asfortranarray(stored - 1024, np.float32), affine))
     assert np.array_equal(found.labels, expected.labels)
     assert found.geometry.affine == pytest.approx(affine, abs=1e-6)
-    assert ids([folder], 1) == ids([tmp_path], 1) == {"case_7": 1}
+    for path in (folder, tmp_path):
+        assert [case.case_id for case in find_inputs([path], ["CT"])] == ["case_7"]
     found.save(tmp_path / "seg.dcm")
     assert (tmp_path / "seg.dcm").stat().st_size > 1000
 
@@ -411,13 +400,23 @@ def test_a_locator_says_where_to_look(run: Path, tmp_path: Path) -> None:
     assert np.array_equal(predictor((array, affine)).labels, everywhere)
 
 
+def with_channels(predictor: volseg.Predictor, *names: str) -> volseg.Predictor:
+    facts = predictor.model.facts
+    normalisation = tuple(
+        facts.plan.normalisation[0].model_copy(update={"channel": name}) for name in names
+    )
+    plan = facts.plan.model_copy(update={"normalisation": normalisation})
+    predictor.model = replace(predictor.model, facts=facts.model_copy(update={"plan": plan}))
+    return predictor
+
+
 def test_a_locator_of_other_images_is_refused(run: Path) -> None:
     coarse, fine = (volseg.Predictor.load(run, device="cpu") for _ in range(2))
-    plan = coarse.model.facts.plan
-    twice = plan.model_copy(update={"normalisation": 2 * plan.normalisation})
-    facts = coarse.model.facts.model_copy(update={"plan": twice})
-    coarse.model = replace(coarse.model, facts=facts)
+    with_channels(coarse, "T1", "T2")
     with pytest.raises(ConfigError, match="takes 3D images of 2 channels; expected 3D and 1"):
+        volseg.Predictor(fine.model, locator=Locator(coarse))
+    with_channels(fine, "T2", "T1")
+    with pytest.raises(ConfigError, match="takes T1, T2; expected T2, T1, in this order"):
         volseg.Predictor(fine.model, locator=Locator(coarse))
 
 

@@ -205,7 +205,9 @@ def test_a_series_and_its_structures_are_one_case(shared_data: Path, tmp_path: P
     for path in (*(source / "image").iterdir(), source / "mask" / "RS.dcm"):
         shutil.copy(path, both)
     predictor = make_predictor(make_plan(1, 4.0))
-    result = predict_cases(predictor, find_inputs([source, both], 1), Outputs(tmp_path / "out"))
+    result = predict_cases(
+        predictor, find_inputs([source, both], ["MR0"]), Outputs(tmp_path / "out")
+    )
     assert list(result.written) == ["image", "both"]
     first, second = (nib.load(path) for path in result.written.values())
     assert np.array_equal(first.affine, second.affine)

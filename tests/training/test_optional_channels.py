@@ -138,7 +138,7 @@ def test_files_are_placed_by_the_numbers_in_their_names(tmp_path: Path) -> None:
     make_dataset(tmp_path, "folders", num_channels=3, num_cases=2)
     images = tmp_path / "images"
     (images / "case_00_0001.nii.gz").unlink()
-    first, second = find_inputs([images], 3, (1, 2))
+    first, second = find_inputs([images], "abc", (1, 2))
     assert [path and path.name for path in first.images] == [
         "case_00_0000.nii.gz",
         None,
@@ -146,7 +146,7 @@ def test_files_are_placed_by_the_numbers_in_their_names(tmp_path: Path) -> None:
     ]
     assert None not in second.images
     # One that may not be missing.
-    first, second = find_inputs([images], 3, (2,))
+    first, second = find_inputs([images], "abc", (2,))
     assert (len(first.images), len(second.images)) == (2, 3)
 
 
@@ -154,5 +154,5 @@ def test_a_file_with_all_channels_stays_one(tmp_path: Path) -> None:
     make_dataset(tmp_path, "msd", num_channels=2, num_cases=1)
     path = tmp_path / "imagesTr" / "case_00.nii.gz"
     path = path.rename(path.with_name("case_00_0000.nii.gz"))
-    (case,) = find_inputs([path], 2, (1,))
+    (case,) = find_inputs([path], "ab", (1,))
     assert case.images == (path,)

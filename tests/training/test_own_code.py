@@ -174,11 +174,28 @@ def test_export_writes_the_module_once_the_user_says_so(
     export = ("export", own_run, "-o", tmp_path / "b", "--network", "own_code:make")
     assert volseg_anew(code, *export) == 0
     config = json.loads((tmp_path / "b" / "configs" / "inference.json").read_text())
-    assert "$import own_code" in config["imports"]
-    assert config["network_def"]["make"] == "$own_code.make"
+    assert "$import own_code as own_network" in config["imports"]
+    assert config["network_def"]["make"] == "$own_network.make"
     assert config["network_def"]["width"] == 16
     monkeypatch.syspath_prepend(code)
     parser = ConfigParser(config)
+    parser.get_parsed_content("imports")
+    assert isinstance(parser.get_parsed_content("network_def").network, SegResNet)
+
+
+def test_a_network_of_a_package_is_found_by_monai(
+    own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "__init__.py").touch()
+    (tmp_path / "their_package" / "nets.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "their_package.nets:make"
+    extensions.register("networks", name, lambda: None)
+    facts = read_facts(own_run)
+    network = facts.plan.network.model_copy(update={"name": name})
+    plan = facts.plan.model_copy(update={"network": network})
+    parser = ConfigParser(make_inference_config(facts.model_copy(update={"plan": plan})))
     parser.get_parsed_content("imports")
     assert isinstance(parser.get_parsed_content("network_def").network, SegResNet)
 

@@ -21,7 +21,9 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
             is the user's own and cannot be named in a bundle.
     """
     plan, classes = facts.plan, facts.classes
-    modules = ["glob", "os", "numpy", "torch", *_own_module(plan.network.name)]
+    modules = ["glob", "os", "numpy", "torch"]
+    # By one name: MONAI does not find the module of a package by its dotted one.
+    modules += [f"{module} as {_OWN_MODULE}" for module in _own_module(plan.network.name)]
     return {
         "imports": [f"$import {module}" for module in modules],
         **_INPUTS,
@@ -38,6 +40,8 @@ def make_inference_config(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
+_OWN_MODULE = "own_network"
+"""What the module of the user's own network is called in a bundle."""
 _INPUTS = {
     "bundle_root": ".",
     "dataset_dir": "$@bundle_root + '/data'",
@@ -97,7 +101,7 @@ def _network(facts: ModelFacts) -> dict[str, Any]:
     if _own_module(name):
         builder = {
             "_target_": "volseg.networks.build_own_network",
-            "make": f"${name.replace(':', '.')}",
+            "make": f"${_OWN_MODULE}.{name.partition(':')[2]}",
         }
     else:
         builder = {"_target_": "volseg.networks.build_network", "name": name}

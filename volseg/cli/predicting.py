@@ -175,7 +175,7 @@ def predict_inputs(request: Request) -> BatchResult:
     if not request.images:
         raise ConfigError("no images; expected -i FILE or -i FOLDER, or --validation for a run.")
     plan = read_facts(request.model).plan
-    cases = find_inputs(request.images, len(plan.channel_names), plan.optional_channels)
+    cases = find_inputs(request.images, plan.channel_names, plan.optional_channels)
     result = _predict(request, cases)
     forget_folds(request.output, result.written)
     return result

@@ -91,8 +91,9 @@ def prepare(
         DataError: the image has not the plan's number of spatial axes, or lacks a channel.
     """
     if image.geometry.spatial_dims != plan.spatial_dims:
+        where = f"{image.path}: " if image.path else ""
         raise DataError(
-            f"{image.path}: a {image.geometry.spatial_dims}D image; expected "
+            f"{where}a {image.geometry.spatial_dims}D image; expected "
             f"{plan.spatial_dims}D, as the network was planned for."
         )
     _check_channels(image, plan)

@@ -14,7 +14,7 @@ from volseg.images.formats import (
     image_stem,
     is_picture,
     is_series,
-    may_be_slice,
+    list_stored,
 )
 from volseg.images.image import Image
 from volseg.images.reading import from_nibabel, from_sitk, read_header, read_image, read_labels
@@ -31,7 +31,7 @@ __all__ = [
     "image_stem",
     "is_picture",
     "is_series",
-    "may_be_slice",
+    "list_stored",
     "read_header",
     "read_image",
     "read_labels",

@@ -5,6 +5,7 @@ The modules are imported when a file of theirs is met: they bring nibabel, Simpl
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,12 @@ DICOM = ".dcm"
 _NIFTI = (".nii.gz", ".nii", ".hdr")
 _ITK = (SEGMENTS, ".nrrd", ".nhdr", ".mha", ".mhd")
 _MGH = (".mgz", ".mgh")
+_VOXELS = {
+    ".hdr": (".img",),
+    ".nhdr": (".raw", ".raw.gz"),
+    ".mhd": (".raw", ".zraw"),
+}
+"""By the suffix of a header what its voxels usually lie in."""
 _PICTURE = (".png", ".tif", ".tiff")
 _DICOM = (DICOM, ".ima")
 _DICOM_MAGIC = b"DICM"
@@ -135,8 +142,16 @@ def _suffix(path: Path) -> str:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds directly what may be slices of a DICOM series."""
-    return any(may_be_slice(path) for path in folder.iterdir())
+    """Whether a folder holds directly what may be slices of a DICOM series, and may be read."""
+    return any(os.access(path, os.R_OK) and may_be_slice(path) for path in folder.iterdir())
+
+
+def list_stored(path: Path) -> list[Path]:
+    """The files of an image: the slices of a series, a header and its voxels by the usual names."""
+    if path.is_dir():
+        return sorted(filter(may_be_slice, path.iterdir()))
+    voxels = (path.with_suffix(suffix) for suffix in _VOXELS.get(_suffix(path), ()))
+    return [path, *(file for file in voxels if file.is_file())]
 
 
 def may_be_slice(path: Path) -> bool:

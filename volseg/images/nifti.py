@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from volseg.atomic import atomic_path
-from volseg.errors import ConfigError, DataError
+from volseg.errors import DataError
 from volseg.geometry import Geometry, NiftiSpace
 from volseg.images.compressed import create_gzip, is_gzipped, open_inflated, read_voxels
 from volseg.images.label_types import COMMON_TYPES
@@ -48,6 +48,8 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     is_pair = header["magic"].item() in _PAIR_MAGIC
     offset = int(header["vox_offset"]) or (0 if is_pair else header.single_vox_offset)
     voxel_path = path.with_suffix(".img") if is_pair else path
+    if not voxel_path.is_file():
+        raise DataError(f"its voxels {voxel_path.name} are missing; expected them in its folder.")
     array = read_voxels(voxel_path, offset, (*geometry.shape, num_channels), stored)
     return np.moveaxis(_scale(array, header), -1, 0), geometry
 
@@ -62,14 +64,11 @@ def read_header(path: Path) -> tuple[Geometry, int]:
 def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     """Write voxels ``(C, *S)``; one channel is stored without an axis for it.
 
-    Raises:
-        ConfigError: several channels in 2D, which NIfTI cannot tell from a volume.
+    Several channels in 2D are written as those of a volume of one slice: NIfTI would take a third
+    axis for space.
     """
     if geometry.spatial_dims == 2 and len(array) > 1:
-        raise ConfigError(
-            f"cannot write {len(array)} channels in 2D as {path}: NIfTI would read them as a "
-            "volume. Use .nrrd."
-        )
+        array = array[..., None]
     array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     header = _make_header(geometry, array.shape, array.dtype)
@@ -162,15 +161,21 @@ def _describe(header: Any, path: Path) -> tuple[Geometry, int]:
 
 def _warn_about_space(header: Any, shape: tuple[int, ...], path: Path) -> None:
     """Tell what the file leaves open or says twice."""
-    qform, qform_code = header.get_qform(coded=True)
+    if units := _OTHER_UNITS.get(int(header["xyzt_units"]) & 7):
+        _warn(f"{path} declares {units}; its numbers are read as millimetres.")
     sform, sform_code = header.get_sform(coded=True)
+    try:
+        qform, qform_code = header.get_qform(coded=True)
+    except (HeaderDataError, ValueError) as error:
+        if not sform_code:
+            raise
+        _warn(f"{path}: qform is damaged ({error}); the sform is used.")
+        return
     if not qform_code and not sform_code:
         _warn(
             f"{path} has neither qform nor sform: left, right and position are not known; the "
             "axes are assumed to run to the left, the front and the head (LAS)."
         )
-    if units := _OTHER_UNITS.get(int(header["xyzt_units"]) & 7):
-        _warn(f"{path} declares {units}; its numbers are read as millimetres.")
     if not qform_code or not sform_code or not np.isfinite([qform, sform]).all():
         return
     first, second = Geometry(shape, qform), Geometry(shape, sform)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from volseg.errors import ConfigError, DataError
 from volseg.geometry import Geometry
-from volseg.images.formats import DICOM, SEGMENTS, writable_format
+from volseg.images.formats import DICOM, SEGMENTS, is_picture, writable_format
 from volseg.images.label_types import smallest_type
 
 PathLike = str | os.PathLike[str]
@@ -111,13 +111,19 @@ def _check_shape(path: Path, shape: tuple[int, ...], geometry: Geometry) -> None
         raise DataError(f"{path}: voxels of shape {shape}; expected the grid's {geometry.shape}.")
 
 
-def check_label_suffix(suffix: str) -> None:
+def check_label_suffix(suffix: str, spatial_dims: int) -> None:
     """Refuse a format that label maps cannot be written in, before there is one.
 
+    Args:
+        suffix: as ``.nii.gz``.
+        spatial_dims: of the label maps.
+
     Raises:
-        ConfigError: volseg does not write it.
+        ConfigError: volseg does not write it, or it holds no volumes.
         MachineError: the package that writes it is not installed.
     """
+    if spatial_dims == 3 and is_picture(suffix):
+        raise ConfigError(f"cannot write volumes as {suffix}; expected .nii.gz. Change the suffix.")
     if suffix == DICOM:
         from volseg.images.dicom_seg import import_highdicom
 

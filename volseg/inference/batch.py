@@ -35,7 +35,7 @@ from volseg.errors import (
     is_out_of_memory,
 )
 from volseg.extensions import register
-from volseg.images import DICOM, SEGMENTS, check_label_suffix, is_picture, may_be_slice
+from volseg.images import DICOM, SEGMENTS, check_label_suffix, is_picture, list_stored
 from volseg.inference.backends import BackendName
 from volseg.inference.options import Options
 from volseg.inference.predictor import Locator, Predictor, Segmentation
@@ -193,6 +193,11 @@ class Job:
         maps = [*([self.probabilities] if self.probabilities else []), *self.uncertainty.values()]
         return [self.record, *maps, self.labels]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files besides the record."""
+        return tuple(_as_text(Path(path.name)) for path in self.targets[1:])
+
     def is_done(self, predictor: Predictor) -> bool:
         """Whether all files are there, made in the same way of the same images."""
         if not all(map(os.path.exists, self.targets)):
@@ -204,7 +209,12 @@ class Job:
             return False
         now = (sources, predictor.model.digest, predictor.describe())
         is_same = (record.sources, record.model, record.options) == now
-        return is_same and {path.name for path in self.targets[1:]} <= set(record.files)
+        return is_same and set(self.names) <= set(record.files)
+
+
+def _as_text(path: Path) -> str:
+    """A path as it may stand in a file, also one that is no UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def digest_sources(case: Case) -> str:
@@ -213,11 +223,7 @@ def digest_sources(case: Case) -> str:
     Raises:
         OSError: one is not there.
     """
-    files = [
-        file
-        for path in case.files
-        for file in (sorted(filter(may_be_slice, path.iterdir())) if path.is_dir() else [path])
-    ]
+    files = [file for path in case.files for file in list_stored(path)]
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -265,7 +271,7 @@ def plan_jobs(
 ) -> tuple[list[Job], list[Job]]:
     """Jobs that an earlier call has finished, and those to be done; see `predict_cases`."""
     if outputs.suffix is not None:
-        check_label_suffix(outputs.suffix)
+        check_label_suffix(outputs.suffix, predictor.model.facts.plan.spatial_dims)
     jobs = [_plan_job(predictor, case, outputs) for case in cases]
     _check_targets(cases, jobs)
     kept: list[Job] = []
@@ -415,9 +421,9 @@ def _write(predictor: Predictor, work: _Work) -> tuple[Job, Exception | None]:
     if segmentation is None:
         return job, work.error
     record = CaseRecord(
-        images=tuple(path and str(path) for path in job.case.images),
+        images=tuple(path and _as_text(path) for path in job.case.images),
         sources=work.sources,
-        files=tuple(path.name for path in job.targets[1:]),
+        files=job.names,
         model=predictor.model.digest,
         options=predictor.describe(),
         volumes_ml=segmentation.volumes_ml,

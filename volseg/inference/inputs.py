@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from volseg.data.cases import Case
+from volseg.data.cases import Case, Dataset
 from volseg.data.layouts import find_dataset
+from volseg.data.layouts.files import are_other_channels
 from volseg.errors import ConfigError, DataError
 from volseg.images import IMAGE_SUFFIXES, image_stem, is_series, read_header
 
+logger = logging.getLogger(__name__)
+
 _CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
+_LISTED = os.R_OK | os.X_OK
+"""What it takes to see the files of a folder."""
 
 
 def find_inputs(
-    paths: Sequence[Path], num_channels: int, optional: Collection[int] = ()
+    paths: Sequence[Path], channels: Sequence[str], optional: Collection[int] = ()
 ) -> list[Case]:
     """Collect cases from image files, folders of images, DICOM series, and dataset folders.
 
     A folder with DICOM files is one case, and one with such folders, at any depth, a case for each,
     named by the way to it. Files named
     ``CASE_0000``, ``CASE_0001``, ... are the channels of one case when the model takes several; a
-    single file may hold all channels.
+    single file may hold all channels. A dataset that names its channels is brought into the order
+    of the model's.
 
     Args:
         paths: files and folders.
-        num_channels: that the model takes.
+        channels: names of those that the model takes.
         optional: numbers of those whose file may be missing.
 
     Raises:
-        ConfigError: a path does not exist or nothing was found.
-        DataError: two images share a name.
+        ConfigError: a path does not exist, a folder may not be read, or nothing was found.
+        DataError: two images share a name, or a dataset has other channels than the model.
     """
     cases: list[Case] = []
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path} does not exist; expected an image file or a folder.")
         if path.is_dir():
-            cases += _in_folder(path, num_channels, optional)
-    cases += _group([path for path in paths if path.is_file()], num_channels, optional)
+            cases += _in_folder(path, channels, optional)
+    cases += _group([path for path in paths if path.is_file()], len(channels), optional)
     seen: dict[str, Case] = {}
     for case in cases:
         if case.case_id in seen:
             raise DataError(
                 f"{case.files[0]} and {seen[case.case_id].files[0]} would both be written as "
-                f"{case.case_id}; expected different names. Predict them into different folders."
+                f"{case.case_id}; expected different names, and channels numbered as in "
+                "CASE_0000, CASE_0001. Predict them into different folders, or rename them."
             )
         seen[case.case_id] = case
     if not cases:
@@ -79,8 +88,10 @@ def _size(case: Case) -> tuple[int, str]:
     return sum(file.stat().st_size for file in files if file.exists()), case.case_id
 
 
-def _in_folder(folder: Path, num_channels: int, optional: Collection[int]) -> list[Case]:
+def _in_folder(folder: Path, channels: Sequence[str], optional: Collection[int]) -> list[Case]:
     """A DICOM series; or images directly inside and series in its folders; or else a dataset."""
+    if not os.access(folder, _LISTED):
+        raise ConfigError(f"{folder} may not be read. Change its permissions, or leave it out.")
     if is_series(folder):
         return [_of_series(folder, folder.resolve().name)]
     files = sorted(
@@ -88,14 +99,55 @@ def _in_folder(folder: Path, num_channels: int, optional: Collection[int]) -> li
         for file in folder.iterdir()
         if file.is_file() and not file.name.startswith(".") and _is_image(file)
     )
-    inside = sorted(path for path in folder.rglob("*") if path.is_dir() and is_series(path))
+    inside = sorted(path for path in folder.rglob("*") if _is_open(path) and is_series(path))
     # Patients, studies and series often lie in folders within folders.
     series = [_of_series(path, "_".join(path.relative_to(folder).parts)) for path in inside]
     if files or series:
-        return [*_group(files, num_channels, optional), *series]
+        return [*_group(files, len(channels), optional), *series]
     # Which of them the model can do without is for its plan to say, case by case.
-    dataset = find_dataset(folder, None, complete=False)
-    return [case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases]
+    return _in_order(find_dataset(folder, None, complete=False, labelled=False), channels)
+
+
+def _in_order(dataset: Dataset, channels: Sequence[str]) -> list[Case]:
+    """Cases of a dataset without their labels, their channels as the model takes them.
+
+    Raises:
+        DataError: the dataset has others, or in another order in one file.
+    """
+    cases = [
+        case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases
+    ]
+    if not are_other_channels(dataset.channels, channels):
+        return cases
+    if len(dataset.channels) == len(channels) == 1:
+        logger.warning(
+            "%s has the channel %s; the model was trained on %s",
+            *(dataset.root, *dataset.channels, *channels),
+        )
+        return cases
+    theirs, ours = ([name.casefold() for name in names] for names in (dataset.channels, channels))
+    is_reordered = sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours)
+    if not is_reordered or any(len(case.images) != len(ours) for case in cases):
+        raise DataError(
+            f"{dataset.root} has the channels {', '.join(dataset.channels)}; expected "
+            f"{', '.join(channels)}, those of the model. Give a folder of image files instead, "
+            "each case's channels in that order, as CASE_0000, CASE_0001, ... or in one file."
+        )
+    order = [theirs.index(name) for name in ours]
+    return [
+        case.model_copy(update={"images": tuple(case.images[number] for number in order)})
+        for case in cases
+    ]
+
+
+def _is_open(path: Path) -> bool:
+    """Whether this is a folder that may be read; one that may not is left out, and told."""
+    if not os.path.isdir(path):
+        return False
+    if not os.access(path, _LISTED):
+        logger.warning("%s may not be read; what is in it is left out", path)
+        return False
+    return True
 
 
 def _of_series(folder: Path, name: str) -> Case:
@@ -115,29 +167,40 @@ def _group(files: Sequence[Path], num_channels: int, optional: Collection[int]) 
     cases = []
     for case_id, members in groups.items():
         images = _place(members, num_channels, optional)
-        if images is not None:
-            cases.append(Case(case_id=case_id, images=images, patient_id=case_id))
-        elif num_channels == 1 or len(members) == 1:
+        if images is None:
             cases += [_single(file, is_alone=len(members) == 1) for file in members]
         else:
-            # Too few or too many: refused when it is read, and the others go on.
-            cases.append(Case(case_id=case_id, images=tuple(sorted(members)), patient_id=case_id))
+            cases.append(Case(case_id=case_id, images=images, patient_id=case_id))
     return cases
 
 
 def _place(
     members: Sequence[Path], num_channels: int, optional: Collection[int]
 ) -> tuple[Path | None, ...] | None:
-    """Files of a case by the channel in their names, if all that it lacks are optional."""
+    """Files of a case by the channels in their names; None if each is a case of its own.
+
+    Too few channels or too many are refused when they are read, and the other cases go on.
+    """
     matches = [(_CHANNEL_SUFFIX.search(image_stem(file)), file) for file in members]
     files = {int(match[1]): file for match, file in matches if match}
-    missing = set(range(num_channels)) - files.keys()
-    if not missing or not missing <= set(optional) or max(files, default=-1) >= num_channels:
+    if num_channels == 1 or len(files) < len(members):
         return None
+    may_lack = set(range(num_channels)) - files.keys() <= set(optional)
     # A single file may hold all channels.
-    if len(members) > len(files) or (len(members) == 1 and read_header(members[0])[1] > 1):
+    if len(members) == 1 and not (may_lack and _has_one_channel(members[0])):
         return None
-    return tuple(files.get(number) for number in range(num_channels))
+    if len(files) != num_channels and not may_lack:
+        return tuple(files[number] for number in sorted(files))
+    # Numbers that are not the model's make it longer than what the model takes.
+    return tuple(files.get(number) for number in range(max(num_channels, max(files) + 1)))
+
+
+def _has_one_channel(file: Path) -> bool:
+    try:
+        return read_header(file)[1] == 1
+    except (DataError, OSError):
+        # Told with the name of its case, when it is read.
+        return False
 
 
 def _single(file: Path, is_alone: bool) -> Case:

@@ -30,6 +30,7 @@ BUNDLE_FILE = Path("configs", "volseg.json")
 BUNDLE_WEIGHTS = Path("models", "model.pt")
 
 Checkpoint = Literal["last", "best"]
+_FOLD = re.compile(r"fold_(0|[1-9][0-9]*)")
 
 
 class ModelFacts(Record):
@@ -137,7 +138,7 @@ def read_facts(folder: Path) -> ModelFacts:
 def _find_mirrored(run: Path, spatial_dims: int) -> tuple[int, ...] | None:
     """Axes along which all trainings of a run mirrored their patches."""
     try:
-        configs = [Config.read_yaml(path) for path in run.glob("fold_*/config.yaml")]
+        configs = [Config.read_yaml(path) for path in _find_in_folds(run, "config.yaml")]
         chances = [config.augmentation.flips(spatial_dims) for config in configs]
     except ConfigError:
         # Of an older version, perhaps; nothing else of it is needed.
@@ -178,8 +179,13 @@ def find_weights(
 
 def trained_folds(folder: Path, checkpoint: Checkpoint = "last") -> tuple[int, ...]:
     """Folds of a run that have a checkpoint, ascending."""
-    found = folder.glob(f"fold_*/checkpoint_{checkpoint}.pt")
+    found = _find_in_folds(folder, f"checkpoint_{checkpoint}.pt")
     return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
+
+
+def _find_in_folds(run: Path, name: str) -> list[Path]:
+    """A file of every fold; a copy of a fold's folder is none."""
+    return [path for path in run.glob(f"fold_*/{name}") if _FOLD.fullmatch(path.parent.name)]
 
 
 def build_planned_network(plan: Plan, num_outputs: int) -> SegmentationNetwork:

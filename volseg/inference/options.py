@@ -38,6 +38,7 @@ class Options:
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
+        check_choice("backend", self.backend, get_args(BackendName))
         # A 16-bit format by name could not follow the model to a machine without it.
         check_choice("precision", self.precision, get_args(PrecisionName))
         if not 0 < self.step <= 1:

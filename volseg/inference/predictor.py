@@ -21,6 +21,7 @@ from torch import Tensor
 from volseg.allocation import give_back_freed_memory
 from volseg.data.cases import Classes
 from volseg.data.content import Box
+from volseg.data.layouts.files import are_other_channels
 from volseg.data.mirroring import Mirroring, plan_mirroring
 from volseg.data.preprocessing import Prepared, prepare
 from volseg.data.reading import read_channels
@@ -354,7 +355,8 @@ class Predictor:
             )
 
     def _read(self, image: Any) -> Image:
-        channels = self.model.facts.plan.channel_names
+        plan = self.model.facts.plan
+        channels = plan.channel_names
         if isinstance(image, (str, os.PathLike)):
             return read_channels([Path(image)], channels)
         if hasattr(image, "dataobj") and hasattr(image, "affine"):
@@ -362,7 +364,7 @@ class Predictor:
         elif hasattr(image, "GetDirection") and hasattr(image, "GetSpacing"):
             source = from_sitk(image)
         elif isinstance(image, tuple) and len(image) == 2 and np.shape(image[1]) == (4, 4):
-            source = _from_array(np.asarray(image[0]), np.asarray(image[1]), len(channels))
+            source = _from_array(np.asarray(image[0]), np.asarray(image[1]), plan)
         elif isinstance(image, Sequence) and image:
             paths = [None if path is None else Path(path) for path in image]
             return read_channels(paths, channels)
@@ -480,12 +482,16 @@ def _check_locator(coarse: Plan, plan: Plan) -> None:
             f"the model that says where to look takes {theirs[0]}D images of {theirs[1]} "
             f"channels; expected {ours[0]}D and {ours[1]}, as the model itself."
         )
+    if ours[1] > 1 and are_other_channels(coarse.channel_names, plan.channel_names):
+        raise ConfigError(
+            f"the model that says where to look takes {', '.join(coarse.channel_names)}; expected "
+            f"{', '.join(plan.channel_names)}, in this order, as the model itself."
+        )
 
 
-def _from_array(array: NDArray[Any], affine: NDArray[Any], num_channels: int) -> Image:
-    """``(*S)`` or ``(C, *S)``; a first axis of the channels' number decides where both fit."""
-    has_channels = array.ndim == 4 or (array.ndim == 3 and array.shape[0] == num_channels > 1)
-    array = array if has_channels else array[None]
+def _from_array(array: NDArray[Any], affine: NDArray[Any], plan: Plan) -> Image:
+    """``(*S)`` or ``(C, *S)``, as many axes as the model's images have, or one more."""
+    array = array if array.ndim == plan.spatial_dims + 1 else array[None]
     if not np.isfinite(array).all():
         raise DataError("the array holds NaN or infinite voxels; expected finite intensities.")
     return Image(array, Geometry(array.shape[1:], affine), None)

@@ -52,6 +52,7 @@ def find_dataset(
     optional_channels: Sequence[str] | None = (),
     *,
     complete: bool = True,
+    labelled: bool = True,
 ) -> Dataset:
     """Find the cases, channels and classes of a dataset, whatever its layout.
 
@@ -60,9 +61,10 @@ def find_dataset(
         optional_channels: names of those that a case may lack; None is any of them.
         complete: whether to refuse a dataset that lists files of labelled cases which do not exist.
             Otherwise such a case fails where it is read, as one without a label always does.
+        labelled: whether to refuse a dataset without any label.
 
     Returns:
-        The dataset, with absolute paths; it has at least one labelled case.
+        The dataset, with absolute paths.
 
     Raises:
         ConfigError: no such channel, or the only one is optional.
@@ -77,6 +79,11 @@ def find_dataset(
     if find is None:
         raise DataError(f"{path} is in no known layout; expected {_ACCEPTED}. {_suggest(path)}")
     dataset = find(path, _EveryChannel() if optional_channels is None else optional_channels)
+    if labelled and not dataset.cases:
+        raise DataError(
+            f"{path}: no case has a label ({len(dataset.unlabelled)} images without); "
+            "expected at least one labelled case. Add the label files."
+        )
     _check_ids(dataset, path)
     if complete:
         _check_files(dataset.cases, path)
@@ -142,11 +149,6 @@ def _check_files(cases: Sequence[Case], path: Path) -> None:
 
 
 def _check_ids(dataset: Dataset, path: Path) -> None:
-    if not dataset.cases:
-        raise DataError(
-            f"{path}: no case has a label ({len(dataset.unlabelled)} images without); "
-            "expected at least one labelled case. Add the label files."
-        )
     counts = Counter(case.case_id for case in (*dataset.cases, *dataset.unlabelled))
     for case_id, count in counts.items():
         # Case ids become file names of predictions, so they must stay in their folder.
