@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from makers import write_tree
 
-from volseg.cores import count_cores
+from volseg.cores import count_cores, count_readers
 from volseg.planning.machine import memory_gb
 
 
@@ -85,6 +85,14 @@ def test_own_group_of_version_1(tmp_path: Path) -> None:
     }
     own = "4:cpuacct,cpu:/job\n3:memory:/large\n0::/"
     assert count_cores(write_tree(tmp_path, own, files)) == 6
+
+
+@pytest.mark.parametrize(("cores", "readers"), [(1, 1), (8, 8), (64, 8)])
+def test_a_large_machine_reads_no_more_files_at_once(
+    cores: int, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volseg.cores.count_cores", lambda: cores)
+    assert count_readers() == readers
 
 
 @pytest.mark.parametrize(

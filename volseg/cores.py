@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use; in a container fewer than the machine has."""
+"""How many CPU cores this process may use, in a container fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from volseg.control_groups import find_groups
 
 _QUOTA_AND_PERIOD = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
 """Files of cgroups of version 2, and of version 1."""
+_MOST_READERS = 8
 
 
 def count_cores(root: Path = Path("/")) -> int:
@@ -26,6 +27,16 @@ def count_cores(root: Path = Path("/")) -> int:
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return max(1, min([cores, *map(math.ceil, _find_quotas(root))]))
+
+
+def count_readers() -> int:
+    """Threads that read files: each holds one, and one disk serves no more than a few."""
+    return min(count_cores(), _MOST_READERS)
+
+
+def count_beside() -> int:
+    """How many processes of a training share this machine, with this one, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _find_quotas(root: Path) -> Iterator[float]:

@@ -87,7 +87,7 @@ def test_predict_evaluate_and_report(
     assert run_cli("evaluate", tmp_path / "p", balls, "-o", tmp_path / "s") == 0
     assert "organ_3" in capsys.readouterr().out
     assert run_cli("evaluate", tmp_path / "p", balls, "-o", tmp_path / "s") == 2
-    assert "holds scores already" in error_lines(capsys)[0]
+    assert "summary.json exists already" in error_lines(capsys)[0]
     rows = list(csv.DictReader((tmp_path / "s" / "metrics.csv").open()))
     assert {row["class_name"] for row in rows} == {"organ_3", "organ_7"}
     assert {p.name for p in (tmp_path / "s").iterdir()} == {

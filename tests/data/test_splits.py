@@ -78,6 +78,11 @@ def test_fewer_patients_than_folds_names_the_option():
         make_splits(make_cases(3, cases_per_patient=4), num_folds=5, seed=0)
 
 
+def test_one_patient_is_told_how_to_train_without_a_fold():
+    with pytest.raises(ConfigError, match=r"with 1 patients; .* whose \"validation\" is empty"):
+        make_splits(make_cases(1, cases_per_patient=2), num_folds=5, seed=0)
+
+
 def test_declared_splits_come_before_made_ones(tmp_path):
     cases = make_cases(4)
     declared = Split(train=("p0_0",), validation=("p1_0",))

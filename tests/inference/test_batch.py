@@ -211,6 +211,32 @@ def test_a_record_speaks_of_the_files_that_it_names_alone(
         predict(mirrored, images, output, probabilities=True)
 
 
+def test_files_that_are_no_results_are_not_replaced(
+    predictor: volseg.Predictor, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    # As BIDS has it beside every image, and another program's map.
+    for name, content in (("p0.json", '{"EchoTime": 0.03}'), ("p1_probabilities.nii.gz", "x")):
+        (output / name).write_text(content)
+        with pytest.raises(ConfigError, match=rf"{name} exists and is no result of volseg"):
+            predict(predictor, images, output, probabilities=True)
+        assert names(output) == [name]
+        assert (output / name).read_text() == content
+        (output / name).unlink()
+    # What a kill leaves of a case is made anew.
+    predict(predictor, images, output, probabilities=True)
+    (output / "p2.nii.gz").unlink()
+    (output / "p1.nii.gz").unlink()
+    (output / "p1_probabilities.nii.gz").unlink()
+    again = predict(predictor, images, output, probabilities=True)
+    assert (list(again.kept), list(again.written)) == (["p0"], ["p1", "p2"])
+    (output / "p0.json").write_text("{}")
+    (output / "p0.nii.gz").unlink()
+    predict(predictor, images, output, probabilities=True, overwrite=True)
+    assert json.loads((output / "p0.json").read_text())["files"]
+
+
 def test_a_kill_while_a_result_is_replaced_leaves_none(
     predictor: volseg.Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,19 @@ def test_the_only_channel_under_another_name_is_told(
     assert "has the channel MR0; the model was trained on CT" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["list.csv", "dataset.json"])
+def test_a_list_names_the_cases(tmp_path: Path, name: str) -> None:
+    folder = make_dataset(tmp_path / "data", "msd", num_cases=2)
+    rows = (
+        "image,label",
+        *(f"imagesTr/case_0{n}.nii.gz,labelsTr/case_0{n}.nii.gz" for n in (0, 1)),
+    )
+    (folder / "list.csv").write_text("\n".join(rows))
+    cases = find_inputs([folder / name], ["MR0"])
+    assert [case.case_id for case in cases] == ["case_00", "case_01"]
+    assert {case.label for case in cases} == {None}
+
+
 def test_a_bad_file_of_a_model_with_optional_channels_is_left_to_its_case(tmp_path: Path) -> None:
     (bad,) = touch(tmp_path / "a", "p_0000.nii.gz")
     (case,) = find_inputs([bad], ["x", "y"], (1,))

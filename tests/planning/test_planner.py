@@ -109,6 +109,21 @@ def test_coarse_axis_waits_until_the_others_caught_up() -> None:
     assert kernels[:2] == ((3, 3, 1), (3, 3, 3))
 
 
+def test_a_kernel_that_is_three_stays_so() -> None:
+    strides, kernels = plan_levels((320, 320, 20), (0.625, 0.625, 3.6))
+    # In plane 0.625 -> 1.25 -> 2.5 mm, where 3.6 mm are within twice; then 5 and 7.2, 10 and 14.4.
+    # The third axis has 5 voxels there, and the others go on to 20 and 40 mm: more than twice 14.4.
+    both = ((2, 2, 2),) * 2
+    assert strides == ((1, 1, 1), (2, 2, 1), (2, 2, 1), *both, (2, 2, 1), (2, 2, 1))
+    assert kernels == ((3, 3, 1), (3, 3, 1), *((3, 3, 3),) * 5)
+    assert set(plan_levels((512, 512, 1), (1, 1, 1))[1]) == {(3, 3, 3)}
+    assert set(plan_levels((1024, 256), (1, 1))[1]) == {(3, 3)}
+
+
+def test_kernels_of_the_last_level_are_three() -> None:
+    assert plan_levels((64, 64, 16), (1, 1, 8), 2)[1] == ((3, 3, 1), (3, 3, 3))
+
+
 @pytest.mark.parametrize(
     ("name", "minimum", "expected"),
     [

@@ -163,6 +163,23 @@ def test_a_logger_that_fails_ends_no_training(
     assert caplog.text.count("mlflow has not been told of the end (no server)") == 1
 
 
+@pytest.mark.parametrize("call", ["start_run", "set_tag", "log_params"])
+def test_a_logger_that_cannot_be_opened_ends_no_training(
+    call: str,
+    mlflow: Recorder,
+    balls: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*values: Any, **named: Any) -> None:
+        raise ConnectionError("no server")
+
+    setattr(mlflow, call, fail)
+    assert len(train(balls, tmp_path / "run", "training.log=[mlflow]", epochs=2)) == 2
+    assert caplog.text.count("mlflow cannot be opened (no server); the training goes on") == 1
+    assert mlflow.find("log_metrics") == []
+
+
 def test_a_training_that_fails_is_no_finished_run(
     mlflow: Recorder, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from volseg.training import machine as machine_module
 from volseg.training.machine import measure_machine
 
 
@@ -19,3 +20,10 @@ def test_measured_machine_predicts_steps(
     assert machine.seconds_per_gflop > 0
     assert machine.seconds_per_mvoxel > 0
     assert machine.memory_gb > 0.5
+
+
+def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("volseg.training.machine.memory_gb", lambda: 16.0)
+    assert machine_module._device_memory_gb(torch.device("cpu")) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert machine_module._device_memory_gb(torch.device("cpu")) == 4

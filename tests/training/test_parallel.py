@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import known_speed
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -20,10 +25,16 @@ from torch.distributed import HashStore
 
 import volseg
 from volseg.config import load_config
+from volseg.data.cases import Classes
 from volseg.errors import ConfigError, MachineError
 from volseg.networks.weights import load_weights
+from volseg.planning import write_plan
+from volseg.planning.writing import plan_run
 from volseg.training.history import History
+from volseg.training.machine import measure_machine
 from volseg.training.parallel import agree_on_name, check_batch, join, name_job
+from volseg.training.setting import prepare_training
+from volseg.training.validation import validate
 
 OPTIONS = [
     *TINY,
@@ -202,3 +213,51 @@ def test_batch_is_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     check_batch(4)
     with pytest.raises(ConfigError, match="a batch of 3 for 2 processes; expected a multiple"):
         check_batch(3)
+
+
+def test_a_process_is_planned_with_its_share_of_the_batch(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    odd = load_config(None, [*OPTIONS, "plan.batch_size=3"])
+    other = plan_run(balls, tmp_path / "odd", odd, partial(measure_machine, device))
+    assert other.plan.batch_size == 3
+    for module in ("parallel", "setting"):
+        monkeypatch.setattr(f"volseg.training.{module}.count_processes", lambda: 2)
+    planned = []
+
+    def write(*arguments: Any) -> Any:
+        planned.append(arguments[2].plan.batch_size)
+        return write_plan(*arguments)
+
+    monkeypatch.setattr("volseg.training.setting.write_plan", write)
+    even = load_config(None, [*OPTIONS, "plan.batch_size=6"])
+    assert prepare_training(balls, tmp_path / "even", even, device).plan.batch_size == 6
+    free = load_config(None, [*OPTIONS, "plan.batch_size=null"])
+    assert prepare_training(balls, tmp_path / "free", free, device).plan.batch_size % 2 == 0
+    assert planned == [3, None]
+    # Neither a batch of one's own nor another model's is written if it cannot be shared.
+    shutil.copy(tmp_path / "even" / "dataset.json", tmp_path / "odd")
+    following = load_config(None, [f"training.start_from={tmp_path / 'odd'}"])
+    for name, config in (("own", odd), ("following", following)):
+        with pytest.raises(ConfigError, match="a batch of 3 for 2 processes"):
+            prepare_training(balls, tmp_path / name, config, device)
+        assert not (tmp_path / name / "plan.yaml").exists()
+
+
+def test_processes_wait_for_a_long_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    @contextmanager
+    def meeting() -> Iterator[Callable[[], None]]:
+        done.append("open")
+        yield lambda: done.append("meet")
+
+    monkeypatch.setattr("volseg.training.validation.open_meeting", meeting)
+    monkeypatch.setattr("volseg.training.validation.add_up", lambda x: done.append("sum") or x)
+    monkeypatch.setattr(
+        "volseg.training.validation._case_dice", lambda *_: done.append("case") or np.ones(1)
+    )
+    classes = Classes(names=("background", "a"), values=(0, 1))
+    validate(torch.nn.Identity(), [None, None], None, classes, torch.device("cpu"))
+    assert done == ["open", "case", "case", "meet", "sum"]

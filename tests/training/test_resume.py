@@ -135,6 +135,8 @@ def test_edits_are_refused_before_any_fold_is_trained(balls: Path, run: Path) ->
 
 def test_fold_does_not_depend_on_the_file_of_another(balls: Path, run: Path) -> None:
     shutil.copytree(run / "fold_0", run / "fold_1")
+    splits = json.loads((run / "splits.json").read_text())
+    (run / "splits.json").write_text(json.dumps([splits[1], splits[0], *splits[2:]]))
     edit(run, data__ignore_label=7)
     volseg.train(balls, run, fold=1, resume=True, device="cpu")
     assert load_weights(run / "fold_1" / "checkpoint_last.pt")["counters"]["step"] == 12
@@ -164,9 +166,21 @@ def test_length_of_an_extension_is_kept_from_then_on(balls: Path, run: Path) -> 
         volseg.train(balls, run, resume=True, epochs=1, device="cpu")
 
 
+def test_another_split_is_refused(balls: Path, run: Path) -> None:
+    path = run / "splits.json"
+    splits = json.loads(path.read_text())
+    first, second = splits[0], splits[1]
+    path.write_text(json.dumps([second, first, *splits[2:]]))
+    with pytest.raises(ConfigError, match=r"was trained on another split; expected that of splits"):
+        volseg.train(balls, run, resume=True, device="cpu")
+    # Other folds may change.
+    path.write_text(json.dumps([first, *splits[:1:-1], second]))
+    volseg.train(balls, run, resume=True, device="cpu")
+
+
 def test_checkpoint_of_an_older_version_is_resumed(balls: Path, run: Path) -> None:
     state = read_last(run)
-    del state["settings"]
+    del state["settings"], state["split"]
     save_weights(run / "fold_0" / "checkpoint_last.pt", state)
     volseg.train(balls, run, resume=True, device="cpu")
     assert read_last(run)["settings"]["training.epochs"] == 3

@@ -14,6 +14,8 @@ from volseg.evaluation.report import score_dataset
 from volseg.images import IMAGE_SUFFIXES
 from volseg.run_folder import DATASET_FILE, PLAN_FILE
 
+_WRITTEN = ("summary.json", "metrics.csv", "montage.png", "report.html")
+
 
 def score(predictions: Path, references: Path, output: Path, overwrite: bool = False) -> Evaluation:
     """Score a folder of predictions.
@@ -29,9 +31,10 @@ def score(predictions: Path, references: Path, output: Path, overwrite: bool = F
         ConfigError: `output` holds scores already.
         DataError: nothing matches.
     """
-    if (output / "summary.json").exists() and not overwrite:
+    there = [output / name for name in _WRITTEN if (output / name).exists()]
+    if there and not overwrite:
         raise ConfigError(
-            f"{output} holds scores already; nothing was changed. Choose another folder, or "
+            f"{there[0]} exists already; nothing was changed. Choose another folder, or "
             "--overwrite."
         )
     dataset = _find_references(references)

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from volseg.atomic import atomic_folder, remove_temporary
-from volseg.cores import count_cores
+from volseg.cores import count_cores, count_readers
 from volseg.data.cases import Case, Dataset
 from volseg.data.digests import Digests
 from volseg.data.foreground import FOREGROUND_VOXELS, draw_parts, draw_voxels
@@ -118,7 +118,8 @@ def build_cache(
         MachineError: the disk has no room for the cache, and nothing was written; or it became
             full meanwhile.
     """
-    workers = max(1, count_cores() // 2)
+    # Resampling takes more memory than reading, and cores of its own.
+    workers = min(count_readers(), max(1, count_cores() // 2))
     cached = []
     digests = Digests(folder / "digests.json")
     with ThreadPoolExecutor(workers) as pool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volseg.config import Record
-from volseg.cores import count_cores
+from volseg.cores import count_readers
 from volseg.data.cases import Case, Dataset
 from volseg.errors import DataError
 from volseg.geometry import Geometry
@@ -27,10 +27,6 @@ from volseg.images import read_image, read_labels
 LARGEST_SPACING_RATIO = 3.0
 """A case whose voxels are this many times larger or smaller than usual is resampled so much that
 its header is more often wrong than right."""
-
-
-MAX_READERS = 8
-"""Each reader holds one file: more cost memory, and one disk serves no more."""
 
 
 class Finding(Record):
@@ -82,7 +78,7 @@ def check_dataset(
     """
     cases = (*dataset.cases, *dataset.unlabelled)
     checked = []
-    pool = ThreadPoolExecutor(min(count_cores(), MAX_READERS))
+    pool = ThreadPoolExecutor(count_readers())
     try:
         for case in pool.map(partial(_check_case, dataset=dataset), cases):
             checked.append(case)

@@ -54,9 +54,12 @@ def make_splits(cases: Sequence[Case], num_folds: int, seed: int) -> list[Split]
     """
     patients = sorted({case.patient_id for case in cases}, key=lambda name: _digest(seed, name))
     if not 2 <= num_folds <= len(patients):
+        cure = "Set training.num_folds or add cases."
+        if len(patients) == 1:
+            cure = 'Add cases, or a splits.json whose "validation" is empty to the run folder.'
         raise ConfigError(
             f"training.num_folds {num_folds} with {len(patients)} patients; expected at least 2 "
-            "folds and no more than patients. Set training.num_folds or add cases."
+            f"folds and no more than patients. {cure}"
         )
     fold_of = {patient: index % num_folds for index, patient in enumerate(patients)}
     return [

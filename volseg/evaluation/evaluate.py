@@ -19,7 +19,7 @@ import numpy as np
 
 from volseg.atomic import write_text
 from volseg.config import Record
-from volseg.cores import count_cores
+from volseg.cores import count_readers
 from volseg.data.cases import Classes
 from volseg.data.splits import read_folds
 from volseg.errors import DataError, VolsegError
@@ -28,9 +28,6 @@ from volseg.evaluation.metrics import Overlap, compute_voxel_ml, count_overlap, 
 from volseg.images import IMAGE_SUFFIXES, image_stem, read_labels
 
 logger = logging.getLogger(__name__)
-
-_MAX_READERS = 8
-"""Each reader holds two label volumes; more readers cost memory and gain little from one disk."""
 
 
 class CaseClassMetrics(Record):
@@ -209,7 +206,7 @@ def _score_all(
         except VolsegError as error:
             return str(error)
 
-    with ThreadPoolExecutor(min(count_cores(), _MAX_READERS)) as readers:
+    with ThreadPoolExecutor(count_readers()) as readers:
         results = dict(zip(case_ids, readers.map(score, pairs), strict=True))
     scored = {case_id: result for case_id, result in results.items() if isinstance(result, _Score)}
     failed = {case_id: result for case_id, result in results.items() if isinstance(result, str)}

@@ -211,6 +211,17 @@ class Job:
         is_same = (record.sources, record.model, record.options) == now
         return is_same and set(self.names) <= set(record.files)
 
+    def find_foreign(self) -> Path | None:
+        """A file besides the label map that would be replaced, and that no killed job has left."""
+        try:
+            known = CaseRecord.read_json(self.record).files
+        except (ConfigError, DataError, OSError):
+            known = ()
+            if os.path.exists(self.record):
+                return self.record
+        others = zip(self.targets[1:-1], self.names[:-1], strict=True)
+        return next((p for p, name in others if os.path.exists(p) and name not in known), None)
+
 
 def _as_text(path: Path) -> str:
     """A path as it may stand in a file, also one that is no UTF-8."""
@@ -299,6 +310,11 @@ def _may_stay(job: Job, predictor: Predictor, outputs: Outputs) -> bool:
         raise ConfigError(
             f"{job.labels} exists and was made from other images, weights or options; nothing "
             "was written. Choose another folder, or --overwrite."
+        )
+    if not is_done and (foreign := job.find_foreign()):
+        raise ConfigError(
+            f"{foreign} exists and is no result of volseg by the record beside it; nothing was "
+            "written. Choose another folder, or --overwrite."
         )
     return is_done
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from volseg.data.cases import Case, Dataset
+from volseg.data.cases import Case
 from volseg.data.layouts import find_dataset
 from volseg.data.layouts.files import are_other_channels
 from volseg.errors import ConfigError, DataError
@@ -24,7 +24,7 @@ _LISTED = os.R_OK | os.X_OK
 def find_inputs(
     paths: Sequence[Path], channels: Sequence[str], optional: Collection[int] = ()
 ) -> list[Case]:
-    """Collect cases from image files, folders of images, DICOM series, and dataset folders.
+    """Collect cases from image files, folders of images, DICOM series, and datasets.
 
     A folder with DICOM files is one case, and one with such folders, at any depth, a case for each,
     named by the way to it. Files named
@@ -33,7 +33,7 @@ def find_inputs(
     of the model's.
 
     Args:
-        paths: files and folders.
+        paths: files, folders and datalists.
         channels: names of those that the model takes.
         optional: numbers of those whose file may be missing.
 
@@ -47,7 +47,10 @@ def find_inputs(
             raise ConfigError(f"{path} does not exist; expected an image file or a folder.")
         if path.is_dir():
             cases += _in_folder(path, channels, optional)
-    cases += _group([path for path in paths if path.is_file()], len(channels), optional)
+        elif _is_list(path):
+            cases += _of_dataset(path, channels)
+    files = [path for path in paths if path.is_file() and not _is_list(path)]
+    cases += _group(files, len(channels), optional)
     seen: dict[str, Case] = {}
     for case in cases:
         if case.case_id in seen:
@@ -104,16 +107,21 @@ def _in_folder(folder: Path, channels: Sequence[str], optional: Collection[int])
     series = [_of_series(path, "_".join(path.relative_to(folder).parts)) for path in inside]
     if files or series:
         return [*_group(files, len(channels), optional), *series]
-    # Which of them the model can do without is for its plan to say, case by case.
-    return _in_order(find_dataset(folder, None, complete=False, labelled=False), channels)
+    return _of_dataset(folder, channels)
 
 
-def _in_order(dataset: Dataset, channels: Sequence[str]) -> list[Case]:
-    """Cases of a dataset without their labels, their channels as the model takes them.
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".json")
+
+
+def _of_dataset(path: Path, channels: Sequence[str]) -> list[Case]:
+    """Cases without their labels, their channels as the model takes them.
 
     Raises:
         DataError: the dataset has others, or in another order in one file.
     """
+    # Which of them the model can do without is for its plan to say, case by case.
+    dataset = find_dataset(path, None, complete=False, labelled=False)
     cases = [
         case.model_copy(update={"label": None}) for case in dataset.unlabelled or dataset.cases
     ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from volseg.config import Record
-from volseg.cores import count_cores
+from volseg.cores import count_readers
 from volseg.data.cases import Case, Dataset
 from volseg.data.content import find_content
 from volseg.data.reading import read_case
@@ -26,9 +26,6 @@ VOXELS_PER_CASE = 20_000
 
 STAIRCASE = {2: 4 / math.pi, 3: 1.5}
 """Area of a ball's voxel faces over that of its surface."""
-
-MAX_READERS = 8
-"""Each reader holds one case: more cost memory, and one disk serves no more."""
 
 
 class CaseFingerprint(Record):
@@ -99,7 +96,7 @@ def compute_fingerprint(
         DataError: the first bad case, and how many there are.
     """
     results, errors = [], []
-    with ThreadPoolExecutor(min(count_cores(), MAX_READERS)) as pool:
+    with ThreadPoolExecutor(count_readers()) as pool:
         futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
         try:
             for done, future in enumerate(futures, start=1):

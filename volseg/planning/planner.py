@@ -246,13 +246,18 @@ def plan_levels(
     """Strides and kernels per level, by nnU-Net's rule.
 
     An axis is halved while it keeps at least `MIN_LEVEL_SIZE` voxels and its spacing is below
-    twice the finest; its kernel is 1 until its spacing is within twice the finest.
+    twice the finest; its kernel is 1 until its spacing is within twice the finest, and 3 from there
+    on, as it is at the last level.
     """
     size, spacing = list(patch), list(spacing_mm)
     strides = [tuple(1 for _ in patch)]
-    kernels = []
+    kernel, kernels = [1 for _ in patch], []
     while True:
-        kernels.append(tuple(3 if value < 2 * min(spacing) else 1 for value in spacing))
+        # An axis that is no longer halved must not take the kernels of the others with it.
+        kernel = [
+            3 if k == 3 or s < 2 * min(spacing) else 1 for k, s in zip(kernel, spacing, strict=True)
+        ]
+        kernels.append(tuple(kernel))
         can_halve = [n >= 2 * MIN_LEVEL_SIZE for n in size]
         finest = min((s for s, ok in zip(spacing, can_halve, strict=True) if ok), default=0.0)
         halve = [ok and s < 2 * finest for s, ok in zip(spacing, can_halve, strict=True)]
@@ -265,6 +270,7 @@ def plan_levels(
         # Odd sizes are padded up to the next multiple once the number of levels is known.
         size = [math.ceil(n / 2) if h else n for n, h in zip(size, halve, strict=True)]
         spacing = [s * 2 if h else s for s, h in zip(spacing, halve, strict=True)]
+    kernels[-1] = tuple(3 for _ in patch)
     return tuple(strides), tuple(kernels)
 
 

@@ -40,6 +40,12 @@ SMALLEST_SCALE = 2.0**-10
 """Of the loss in float16, which begins at 2 to the 16th and is halved by each step left out."""
 
 
+_CURE = (
+    "A new training takes it with --set; one that has a checkpoint goes on with --resume after "
+    "an edit of the fold's config.yaml."
+)
+
+
 class TrainingEvents(EventEnum):  # type: ignore[misc]  # ignite is not typed for us
     """Fired besides ignite's own events."""
 
@@ -205,7 +211,7 @@ def _check_finite(what: str, value: float, learner: Learner) -> None:
     if not math.isfinite(value):
         raise ConfigError(
             f"the {what} became {value} at step {learner.counters.step}; expected a finite "
-            "number. Lower optimizer.learning_rate in the fold's config.yaml and --resume."
+            f"number. Lower optimizer.learning_rate. {_CURE}"
         )
 
 
@@ -220,8 +226,8 @@ def _check_scale(learner: Learner) -> None:
     if learner.scaler.get_scale() < SMALLEST_SCALE:
         raise ConfigError(
             f"loss or gradient were not finite in float16, again and again up to step "
-            f"{learner.counters.step}; expected finite numbers. Set training.precision to float32 "
-            "or lower optimizer.learning_rate in the fold's config.yaml and --resume."
+            f"{learner.counters.step}; expected finite numbers. Set training.precision to "
+            f"float32, or lower optimizer.learning_rate. {_CURE}"
         )
 
 

@@ -23,6 +23,7 @@ from volseg.training.parallel import is_first
 
 logger = logging.getLogger(__name__)
 
+_Send = Callable[[Mapping[str, Any]], None]
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
 
 
@@ -53,25 +54,39 @@ def open_loggers(trainer: Engine, config: Config, history: History) -> Iterator[
         history: its rows.
     """
     with ExitStack() as stack:
-        names = config.training.log if is_first() else ()
-        if "tensorboard" in names:
-            done = history.rows[-1]["step"] if history.rows else None
-            folder = history.path.parent / "tensorboard"
-            board = TensorboardLogger(str(folder), purge_step=None if done is None else done + 1)
-            stack.enter_context(board)
-            _attach(trainer, history, "tensorboard", partial(_to_tensorboard, board))
-        if "mlflow" in names:
-            flow = MLflowLogger()
-            stack.push(partial(_end, flow))
-            flow.set_tag("mlflow.runName", _name_run(history.path.parent))
-            flow.log_params(dict(_flatten(config.model_dump(mode="json"))))
-            _attach(trainer, history, "mlflow", partial(_to_mlflow, flow))
+        for name in config.training.log if is_first() else ():
+            try:
+                send = _OPENERS[name](config, history, stack)
+            except Exception as error:  # A log is not worth a training.
+                logger.warning("%s cannot be opened (%s); the training goes on", name, error)
+            else:
+                _attach(trainer, history, name, send)
         yield
 
 
-def _attach(
-    trainer: Engine, history: History, name: str, send: Callable[[Mapping[str, Any]], None]
-) -> None:
+def _open_tensorboard(config: Config, history: History, stack: ExitStack) -> _Send:
+    done = history.rows[-1]["step"] if history.rows else None
+    folder = history.path.parent / "tensorboard"
+    board = TensorboardLogger(str(folder), purge_step=None if done is None else done + 1)
+    stack.enter_context(board)
+    return partial(_to_tensorboard, board)
+
+
+def _open_mlflow(config: Config, history: History, stack: ExitStack) -> _Send:
+    flow = MLflowLogger()
+    stack.push(partial(_end, flow))
+    flow.set_tag("mlflow.runName", _name_run(history.path.parent))
+    flow.log_params(dict(_flatten(config.model_dump(mode="json"))))
+    return partial(_to_mlflow, flow)
+
+
+_OPENERS: dict[str, Callable[[Config, History, ExitStack], _Send]] = {
+    "tensorboard": _open_tensorboard,
+    "mlflow": _open_mlflow,
+}
+
+
+def _attach(trainer: Engine, history: History, name: str, send: _Send) -> None:
     """Give every new row to a logger, for as long as it takes them."""
 
     def follow() -> None:

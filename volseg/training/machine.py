@@ -7,6 +7,7 @@ import time
 import numpy as np
 import torch
 
+from volseg.cores import count_beside
 from volseg.networks import build_network, prefer_speed_
 from volseg.planning.cost import compute_cost
 from volseg.planning.machine import Machine, describe_cpu, memory_gb
@@ -87,4 +88,4 @@ def _device_name(device: torch.device) -> str:
 def _device_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
-    return memory_gb()
+    return memory_gb() / count_beside()

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import ignite.distributed as idist
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=30)
-"""How long the others wait for what the first process makes: caching may take hours."""
+"""How long processes wait for what another one makes: caching may take hours."""
 
 
 @contextmanager
@@ -160,20 +161,30 @@ def first_then_others(make: Callable[[], Result]) -> Result:
     The others find what the first one has written, however long it takes, and it waits for them. If
     it fails it ends, and torchrun ends the others.
     """
+    with open_meeting() as meet:
+        if is_first():
+            result = make()
+            meet()
+        else:
+            meet()
+            result = make()
+        meet()
+        return result
+
+
+@contextmanager
+def open_meeting() -> Iterator[Callable[[], Any]]:
+    """Give what waits until all processes have called it, however long some of them take.
+
+    Collectives of a training wait minutes.
+    """
     if count_processes() == 1:
-        return make()
+        yield lambda: None
+        return
     # A group on the CPU, since waiting on a GPU keeps it busy.
     group = distributed.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        if is_first():
-            result = make()
-            distributed.barrier(group)
-        else:
-            distributed.barrier(group)
-            result = make()
-        # Collectives of a training wait minutes, and what the others make may take longer.
-        distributed.barrier(group)
-        return result
+        yield partial(distributed.barrier, group)
     finally:
         distributed.destroy_process_group(group)
 
@@ -213,7 +224,7 @@ def check_batch(batch_size: int) -> None:
     if batch_size % count_processes():
         raise ConfigError(
             f"a batch of {batch_size} for {count_processes()} processes; expected a multiple of "
-            "them. Edit batch_size in plan.yaml, or set plan.batch_size."
+            "them. Set plan.batch_size, or edit batch_size in the plan.yaml that is there."
         )
 
 

@@ -24,7 +24,7 @@ from volseg.run_folder import RunFolder, keep_splits, open_run, open_splits
 from volseg.training.checks import check_network, check_training
 from volseg.training.history import read_step_seconds
 from volseg.training.machine import measure_machine
-from volseg.training.parallel import count_processes, is_first
+from volseg.training.parallel import check_batch, count_processes, is_first
 from volseg.training.precision import choose_precision
 from volseg.training.transfer import adapt_plan
 
@@ -49,12 +49,17 @@ class Setting:
 
 
 def prepare_training(
-    path: Path, output: Path, config: Config, device: torch.device, resume: bool = False
+    path: Path,
+    output: Path,
+    config: Config,
+    device: torch.device,
+    resume: bool = False,
+    fold: int | str = "all",
 ) -> Setting:
     """Find the cases, open the run, plan or take up the plan, split.
 
     Raises:
-        ConfigError: contradicting options, or a folder that holds another run.
+        ConfigError: contradicting options, a folder that holds another run, or no such fold.
         DataError: the dataset cannot be used.
     """
     choose_supervision(config.network.name, config.network.deep_supervision)
@@ -69,10 +74,24 @@ def prepare_training(
     precision = choose_precision(config.training.precision, device)
     run = open_run(output, dataset)
     splits = open_splits(run, dataset, config)
+    choose_folds(fold, len(splits))
     measure = cache(partial(measure_machine, device, precision=precision))
     plan, step_seconds = _open_plan(run, dataset, config, measure, resume)
     splits = keep_splits(run, dataset, splits)
     return Setting(run, dataset, plan, splits, config, step_seconds, device)
+
+
+def choose_folds(fold: int | str, num_folds: int) -> list[int]:
+    """The folds to train: one number, or ``all``.
+
+    Raises:
+        ConfigError: no such fold.
+    """
+    if fold == "all":
+        return list(range(num_folds))
+    if not str(fold).isdigit() or int(fold) >= num_folds:
+        raise ConfigError(f"fold {fold}; expected 0 to {num_folds - 1}, or all.")
+    return [int(fold)]
 
 
 def _open_plan(
@@ -90,7 +109,7 @@ def _open_plan(
     if not run.plan.exists():
         check = partial(check_training, config=config, classes=dataset.classes)
         adapt = partial(_adapt, config=config)
-        planned = write_plan(run, dataset, config, measure, check, adapt)
+        planned = write_plan(run, dataset, _share_batch(config), measure, check, adapt)
         if planned is not None:
             return planned.plan, _predict_speed(planned.plan, planned.machine, dataset)
         logger.info("plan: %s was written meanwhile", run.plan)
@@ -117,12 +136,27 @@ def _predict_speed(plan: Plan, machine: Machine, dataset: Dataset) -> float:
     return cost.step_seconds(machine, plan.batch_size // count_processes() or 1)
 
 
+def _share_batch(config: Config) -> Config:
+    """With one process's share of a fixed batch, whose memory and time is what is planned.
+
+    Raises:
+        ConfigError: the processes cannot share it evenly.
+    """
+    if config.plan.batch_size is None:
+        return config
+    check_batch(config.plan.batch_size)
+    share = {"batch_size": config.plan.batch_size // count_processes()}
+    return config.model_copy(update={"plan": config.plan.model_copy(update=share)})
+
+
 def _adapt(plan: Plan, config: Config) -> Plan:
     """The plan with what another model brings along, and a batch for all processes.
 
     Raises:
-        ConfigError: the other model's network is not the one that the configuration asks for.
+        ConfigError: the other model's network is not the one that the configuration asks for, or
+            the processes cannot share its batch evenly.
     """
+    plan = plan.model_copy(update={"batch_size": plan.batch_size * count_processes()})
     if config.training.start_from is not None:
         plan = adapt_plan(plan, Path(config.training.start_from), config.plan)
         if contradiction := find_contradiction(plan, config):
@@ -131,8 +165,7 @@ def _adapt(plan: Plan, config: Config) -> Plan:
                 ", whose network comes with its weights. Leave it out, or begin without "
                 "training.start_from."
             )
-    elif config.plan.batch_size is None:
-        plan = plan.model_copy(update={"batch_size": plan.batch_size * count_processes()})
+        check_batch(plan.batch_size)
     return plan
 
 

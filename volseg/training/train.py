@@ -16,7 +16,7 @@ from torch import nn
 
 from volseg.allocation import keep_freed_memory
 from volseg.config import DEFAULT_MINUTES, Config, with_length
-from volseg.cores import count_cores
+from volseg.cores import count_beside, count_cores
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
 from volseg.data.patches import Batches, PatchDataset, make_loader
@@ -74,7 +74,7 @@ from volseg.training.rounds import (
     choose_validation,
     predict_steps,
 )
-from volseg.training.setting import Setting, prepare_training
+from volseg.training.setting import Setting, choose_folds, prepare_training
 from volseg.training.transfer import count_seen, freeze, transfer_weights
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ def train(
         if resume and is_first():
             for kept in find_configs(Path(output), fold):
                 check_settings(kept.parent, extends)
-        prepare = partial(prepare_training, Path(dataset), Path(output), config, own, resume)
+        folder = Path(output)
+        prepare = partial(prepare_training, Path(dataset), folder, config, own, resume, fold)
         setting = first_then_others(prepare)
         step_seconds = agree_on(setting.step_seconds)
         setting = replace(setting, step_seconds=step_seconds, job=job)
@@ -224,19 +225,6 @@ def has_ended(run: Path, fold: int | str) -> bool:
     return all(done >= wanted for done, wanted in steps)
 
 
-def choose_folds(fold: int | str, num_folds: int) -> list[int]:
-    """The folds to train: one number, or ``all``.
-
-    Raises:
-        ConfigError: no such fold.
-    """
-    if fold == "all":
-        return list(range(num_folds))
-    if not str(fold).isdigit() or int(fold) >= num_folds:
-        raise ConfigError(f"fold {fold}; expected 0 to {num_folds - 1}, or all.")
-    return [int(fold)]
-
-
 def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     """Train one fold from its split to its last checkpoint; False if it was interrupted.
 
@@ -292,7 +280,8 @@ def _open_checkpoints(
     """Where the training is kept, and goes on from if it is resumed."""
     counters, parts = learner.counters, _resumable_parts(learner)
     folder = setting.run.fold(fold)
-    checkpoints = Checkpoints(folder, setting.plan, learner.average, parts, counters)
+    split = setting.splits[fold]
+    checkpoints = Checkpoints(folder, setting.plan, split, learner.average, parts, counters)
     if resume:
         checkpoints.restore(setting.device)
         logger.info("resuming fold %d at step %d", fold, counters.step)
@@ -486,6 +475,4 @@ def _num_workers(config: Config, device: torch.device) -> int:
         return config.training.workers
     if device.type == "cpu":
         return 0
-    # torchrun says how many processes share the machine.
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, count_cores() // beside - 1))
+    return max(1, min(8, count_cores() // count_beside() - 1))

@@ -20,7 +20,7 @@ from volseg.inference.members import Members
 from volseg.inference.memory import plan_strips, stays_on
 from volseg.inference.windows import CPU, choose_axis, count_at_once, stream_scores
 from volseg.planning.plan import Plan
-from volseg.training.parallel import add_up, count_processes, get_rank
+from volseg.training.parallel import add_up, count_processes, get_rank, open_meeting
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,10 @@ def validate(
     own = cases[get_rank() :: count_processes()]
     number = classes.num_outputs - (0 if classes.regions else 1)
     dice = np.full((len(own), number), math.nan)
-    for row, case in zip(dice, own, strict=True):
-        row[:] = _case_dice(network, case, plan, classes, device, precision)
+    with open_meeting() as meet:
+        for row, case in zip(dice, own, strict=True):
+            row[:] = _case_dice(network, case, plan, classes, device, precision)
+        meet()
     network.train(was_training)
     counted = np.isfinite(dice)
     sums = np.stack([np.where(counted, dice, 0).sum(0), counted.sum(0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from volseg.cores import count_cores
+from volseg.cores import count_readers
 from volseg.data.cases import Classes
 from volseg.errors import DataError
 from volseg.images import read_labels
@@ -80,7 +80,7 @@ def read_label_values(labels: Sequence[Path]) -> Iterator[set[int]]:
 
     A caller that has seen enough may stop: files that were not begun are then not read.
     """
-    pool = ThreadPoolExecutor(count_cores())
+    pool = ThreadPoolExecutor(count_readers())
     try:
         yield from pool.map(_values_of, labels)
     finally:
