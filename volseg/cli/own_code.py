@@ -7,6 +7,7 @@ from pathlib import Path
 from volseg.config import Config
 from volseg.errors import ConfigError
 from volseg.extensions import OPTIONS, Kind, register
+from volseg.run_folder import RunFolder
 
 
 def take_code(network: str | None, loss: str | None = None) -> list[str]:
@@ -35,7 +36,7 @@ def take_code_of(model: Path, network: str | None, loss: str | None = None) -> N
 
     if network is not None:
         _check_same("networks", network, read_facts(model).plan.network.name, model)
-    for path in sorted(model.glob("fold_*/config.yaml")) if loss is not None else ():
+    for path in RunFolder(model).in_folds("config.yaml") if loss is not None else ():
         _check_same("losses", str(loss), Config.read_yaml(path).loss.name, path)
     _allow("networks", network)
     _allow("losses", loss)

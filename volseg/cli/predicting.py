@@ -14,11 +14,11 @@ from volseg.errors import ConfigError
 from volseg.inference.backends import BackendName
 from volseg.inference.batch import BatchResult, Outputs, Work, predict_cases
 from volseg.inference.inputs import find_inputs, select_shard
-from volseg.inference.model import Checkpoint, read_facts, trained_folds
+from volseg.inference.model import Checkpoint, check_same_split, read_facts, trained_folds
 from volseg.inference.options import Options
 from volseg.inference.precision import PrecisionName
 from volseg.progress import show_progress
-from volseg.run_folder import DATASET_FILE, RunFolder, select_cases
+from volseg.run_folder import DATASET_FILE, LAST, RunFolder, select_cases
 
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 """Of 1000, or of 1024 in KiB, MiB and so on."""
@@ -217,6 +217,7 @@ def predict_validation(request: Request) -> BatchResult:
                 f"{run.splits}: no case validates fold {fold}; expected some to predict. Give "
                 "images instead of --validation."
             )
+        check_same_split(run.fold(fold) / LAST, splits[fold])
         cases = select_cases(dataset, splits[fold].validation)
         part = _predict(replace(request, fold=fold), cases)
         remember_folds(request.output, {**part.written, **part.kept}, fold)

@@ -47,7 +47,8 @@ def read_channels(paths: Sequence[Path | None], channels: Sequence[str]) -> Imag
         names = ", ".join([str(first.path), *(path.name for path in list(images)[1:])])
         raise DataError(
             f"{names}: {sum(numbers)} channels; expected {len(channels)} "
-            f"({', '.join(channels)}). Give one file per channel, or one file with all of them."
+            f"({', '.join(channels)}). Give one file per channel, "
+            "numbered from 0000 without a gap, or one file with all of them."
         )
     places = list(itertools.accumulate(numbers, initial=0))
     absent = tuple(place for place, path in zip(places, paths, strict=False) if path is None)

@@ -5,6 +5,7 @@ The modules are imported when a file of theirs is met: they bring nibabel, Simpl
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from pathlib import Path
@@ -16,18 +17,17 @@ from volseg.errors import ConfigError, DataError
 from volseg.geometry import Geometry
 from volseg.images.label_types import IntegerTypes
 
+logger = logging.getLogger(__name__)
+
 SEGMENTS = ".seg.nrrd"
 """3D Slicer's segmentations."""
 DICOM = ".dcm"
 _NIFTI = (".nii.gz", ".nii", ".hdr")
 _ITK = (SEGMENTS, ".nrrd", ".nhdr", ".mha", ".mhd")
 _MGH = (".mgz", ".mgh")
-_VOXELS = {
-    ".hdr": (".img",),
-    ".nhdr": (".raw", ".raw.gz"),
-    ".mhd": (".raw", ".zraw"),
-}
-"""By the suffix of a header what its voxels usually lie in."""
+_RAW = (".raw", ".raw.gz", ".raw.bz2", ".zraw", ".bin", ".dat", ".img")
+_OTHER_PARTS = {".hdr": (".img",), ".img": (".hdr",), ".nhdr": _RAW, ".mhd": _RAW}
+"""Where header and voxels are kept apart, the usual suffixes of the other file."""
 _PICTURE = (".png", ".tif", ".tiff")
 _DICOM = (DICOM, ".ima")
 _DICOM_MAGIC = b"DICM"
@@ -142,16 +142,25 @@ def _suffix(path: Path) -> str:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds directly what may be slices of a DICOM series, and may be read."""
-    return any(os.access(path, os.R_OK) and may_be_slice(path) for path in folder.iterdir())
+    """Whether a folder holds directly what may be slices of a DICOM series."""
+    for path in folder.iterdir():
+        if os.access(path, os.R_OK):
+            if may_be_slice(path):
+                return True
+        elif _suffix(path) in _DICOM:
+            # So that its series fails by name.
+            return True
+        elif _suffix(path) not in IMAGE_SUFFIXES and path.is_file():
+            logger.warning("%s may not be read; if it is a slice, it is left out", path)
+    return False
 
 
 def list_stored(path: Path) -> list[Path]:
     """The files of an image: the slices of a series, a header and its voxels by the usual names."""
     if path.is_dir():
         return sorted(filter(may_be_slice, path.iterdir()))
-    voxels = (path.with_suffix(suffix) for suffix in _VOXELS.get(_suffix(path), ()))
-    return [path, *(file for file in voxels if file.is_file())]
+    others = _OTHER_PARTS.get(_suffix(path), ())
+    return [path, *filter(Path.is_file, map(path.with_suffix, others))]
 
 
 def may_be_slice(path: Path) -> bool:

@@ -213,14 +213,13 @@ class Job:
 
     def find_foreign(self) -> Path | None:
         """A file besides the label map that would be replaced, and that no killed job has left."""
+        # Looked for before the record is read, which another process writes first.
+        there = [path for path in self.targets[:-1] if os.path.exists(path)]
         try:
-            known = CaseRecord.read_json(self.record).files
+            known = {self.record.name, *CaseRecord.read_json(self.record).files}
         except (ConfigError, DataError, OSError):
-            known = ()
-            if os.path.exists(self.record):
-                return self.record
-        others = zip(self.targets[1:-1], self.names[:-1], strict=True)
-        return next((p for p, name in others if os.path.exists(p) and name not in known), None)
+            known = set()
+        return next((path for path in there if _as_text(Path(path.name)) not in known), None)
 
 
 def _as_text(path: Path) -> str:
@@ -469,7 +468,8 @@ def _write(predictor: Predictor, work: _Work) -> tuple[Job, Exception | None]:
 
 def _remove(paths: Sequence[Path]) -> None:
     """Files of a case that is not finished, as far as they may be removed."""
-    for path in paths:
+    # The record last: it says whose the others are.
+    for path in reversed(paths):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 

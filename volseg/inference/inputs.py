@@ -8,9 +8,8 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from volseg.data.cases import Case
+from volseg.data.cases import Case, Dataset, are_other_channels
 from volseg.data.layouts import find_dataset
-from volseg.data.layouts.files import are_other_channels
 from volseg.errors import ConfigError, DataError
 from volseg.images import IMAGE_SUFFIXES, image_stem, is_series, read_header
 
@@ -42,14 +41,19 @@ def find_inputs(
         DataError: two images share a name, or a dataset has other channels than the model.
     """
     cases: list[Case] = []
+    files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path} does not exist; expected an image file or a folder.")
         if path.is_dir():
-            cases += _in_folder(path, channels, optional)
-        elif _is_list(path):
+            inside, found = _look_into(path, channels)
+            files += inside
+            cases += found
+        elif path.suffix.lower() in (".csv", ".json"):
             cases += _of_dataset(path, channels)
-    files = [path for path in paths if path.is_file() and not _is_list(path)]
+        else:
+            files.append(path)
+    # Channels of a case may lie in several folders.
     cases += _group(files, len(channels), optional)
     seen: dict[str, Case] = {}
     for case in cases:
@@ -91,12 +95,12 @@ def _size(case: Case) -> tuple[int, str]:
     return sum(file.stat().st_size for file in files if file.exists()), case.case_id
 
 
-def _in_folder(folder: Path, channels: Sequence[str], optional: Collection[int]) -> list[Case]:
+def _look_into(folder: Path, channels: Sequence[str]) -> tuple[list[Path], list[Case]]:
     """A DICOM series; or images directly inside and series in its folders; or else a dataset."""
     if not os.access(folder, _LISTED):
         raise ConfigError(f"{folder} may not be read. Change its permissions, or leave it out.")
     if is_series(folder):
-        return [_of_series(folder, folder.resolve().name)]
+        return [], [_of_series(folder, folder.resolve().name)]
     files = sorted(
         file
         for file in folder.iterdir()
@@ -105,13 +109,7 @@ def _in_folder(folder: Path, channels: Sequence[str], optional: Collection[int])
     inside = sorted(path for path in folder.rglob("*") if _is_open(path) and is_series(path))
     # Patients, studies and series often lie in folders within folders.
     series = [_of_series(path, "_".join(path.relative_to(folder).parts)) for path in inside]
-    if files or series:
-        return [*_group(files, len(channels), optional), *series]
-    return _of_dataset(folder, channels)
-
-
-def _is_list(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".json")
+    return files, series if files or series else _of_dataset(folder, channels)
 
 
 def _of_dataset(path: Path, channels: Sequence[str]) -> list[Case]:
@@ -128,11 +126,13 @@ def _of_dataset(path: Path, channels: Sequence[str]) -> list[Case]:
     if not are_other_channels(dataset.channels, channels):
         return cases
     if len(dataset.channels) == len(channels) == 1:
-        logger.warning(
-            "%s has the channel %s; the model was trained on %s",
-            *(dataset.root, *dataset.channels, *channels),
-        )
+        (theirs,), (ours,) = dataset.channels, channels
+        logger.warning("%s has the channel %s; the model was trained on %s", path, theirs, ours)
         return cases
+    return _reorder(cases, dataset, channels)
+
+
+def _reorder(cases: Sequence[Case], dataset: Dataset, channels: Sequence[str]) -> list[Case]:
     theirs, ours = ([name.casefold() for name in names] for names in (dataset.channels, channels))
     is_reordered = sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours)
     if not is_reordered or any(len(case.images) != len(ours) for case in cases):
@@ -197,7 +197,8 @@ def _place(
     # A single file may hold all channels.
     if len(members) == 1 and not (may_lack and _has_one_channel(members[0])):
         return None
-    if len(files) != num_channels and not may_lack:
+    counts_from_one = sorted(files) == list(range(1, num_channels + 1))
+    if counts_from_one or (len(files) != num_channels and not may_lack):
         return tuple(files[number] for number in sorted(files))
     # Numbers that are not the model's make it longer than what the model takes.
     return tuple(files.get(number) for number in range(max(num_channels, max(files) + 1)))

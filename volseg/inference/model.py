@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from volseg.config import Config, Record
-from volseg.data.cases import Classes, Dataset
+from volseg.data.cases import Classes, Dataset, Split
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.networks import SegmentationNetwork, build_network, prefer_speed_
 from volseg.networks.weights import digest_weights, load_weights
 from volseg.planning.plan import Plan
-from volseg.run_folder import DATASET_FILE, LAST, PLAN_FILE
+from volseg.run_folder import DATASET_FILE, LAST, PLAN_FILE, SPLITS_FILE, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ BUNDLE_FILE = Path("configs", "volseg.json")
 BUNDLE_WEIGHTS = Path("models", "model.pt")
 
 Checkpoint = Literal["last", "best"]
-_FOLD = re.compile(r"fold_(0|[1-9][0-9]*)")
 
 
 class ModelFacts(Record):
@@ -138,7 +137,7 @@ def read_facts(folder: Path) -> ModelFacts:
 def _find_mirrored(run: Path, spatial_dims: int) -> tuple[int, ...] | None:
     """Axes along which all trainings of a run mirrored their patches."""
     try:
-        configs = [Config.read_yaml(path) for path in _find_in_folds(run, "config.yaml")]
+        configs = [Config.read_yaml(path) for path in RunFolder(run).in_folds("config.yaml")]
         chances = [config.augmentation.flips(spatial_dims) for config in configs]
     except ConfigError:
         # Of an older version, perhaps; nothing else of it is needed.
@@ -179,13 +178,8 @@ def find_weights(
 
 def trained_folds(folder: Path, checkpoint: Checkpoint = "last") -> tuple[int, ...]:
     """Folds of a run that have a checkpoint, ascending."""
-    found = _find_in_folds(folder, f"checkpoint_{checkpoint}.pt")
+    found = RunFolder(folder).in_folds(f"checkpoint_{checkpoint}.pt")
     return tuple(sorted(int(path.parent.name.removeprefix("fold_")) for path in found))
-
-
-def _find_in_folds(run: Path, name: str) -> list[Path]:
-    """A file of every fold; a copy of a fold's folder is none."""
-    return [path for path in run.glob(f"fold_*/{name}") if _FOLD.fullmatch(path.parent.name)]
 
 
 def build_planned_network(plan: Plan, num_outputs: int) -> SegmentationNetwork:
@@ -199,6 +193,25 @@ def build_planned_network(plan: Plan, num_outputs: int) -> SegmentationNetwork:
     )
     prefer_speed_(network)
     return network
+
+
+def check_same_split(path: Path, split: Split) -> None:
+    """Refuse a split that was edited after training: what has been learnt from would validate.
+
+    Args:
+        path: of the fold's last checkpoint; it may be missing, or of an older version.
+        split: of ``splits.json``.
+
+    Raises:
+        ConfigError: the fold was trained on other cases.
+    """
+    known = load_weights(path, mapped=True).get("split") if path.exists() else None
+    if known is not None and known != split.model_dump(mode="json"):
+        raise ConfigError(
+            f"{path} was trained on another split than that of {SPLITS_FILE}; expected the same, "
+            "since what has been learnt from must not validate. Put the file back, or train in a "
+            "new folder."
+        )
 
 
 def check_same_plan(state: Mapping[str, Any], plan: Plan, path: Path) -> None:

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from volseg.allocation import give_back_freed_memory
-from volseg.data.cases import Classes
+from volseg.data.cases import Classes, are_other_channels
 from volseg.data.content import Box
-from volseg.data.layouts.files import are_other_channels
 from volseg.data.mirroring import Mirroring, plan_mirroring
 from volseg.data.preprocessing import Prepared, prepare
 from volseg.data.reading import read_channels

@@ -20,7 +20,7 @@ from volseg.errors import ConfigError
 from volseg.inference.model import check_same_plan
 from volseg.networks.weights import load_weights, save_weights
 from volseg.planning import Plan
-from volseg.run_folder import BEST, LAST, SPLITS_FILE, name_config_before
+from volseg.run_folder import BEST, LAST, name_config_before
 
 _LENGTH = ("training.minutes", "training.epochs", "training.steps_per_epoch")
 _SECTIONS = ("data.", "plan.", "network.")
@@ -71,7 +71,7 @@ class Checkpoints:
     Args:
         folder: of the fold.
         plan: kept beside the weights, which are worth nothing without it.
-        split: which cases train and which validate; kept, and compared when a training goes on.
+        split: which cases train and which validate, for `check_same_split`.
         average: whose ``module`` holds the averaged weights.
         parts: everything else that a resumed training needs, by name.
         counters: step, time and best Dice.
@@ -102,16 +102,13 @@ class Checkpoints:
             "num_averaged": int(self.average.n_averaged),
             "counters": vars(self.counters).copy(),
             "settings": self.settings,
-            "split": self._split(),
+            "split": self.split.model_dump(mode="json"),
         }
         save_weights(self.folder / LAST, state)
 
     def save_best(self) -> None:
         """Write the averaged weights alone."""
         save_weights(self.folder / BEST, self._model())
-
-    def _split(self) -> dict[str, Any]:
-        return self.split.model_dump(mode="json")
 
     def _model(self) -> dict[str, Any]:
         """What predicts."""
@@ -125,18 +122,11 @@ class Checkpoints:
 
         Raises:
             DataError: it is damaged.
-            ConfigError: it was trained with another plan, or on other cases.
+            ConfigError: it was trained with another plan.
         """
         path = self.folder / LAST
         state = load_weights(path, device)
         check_same_plan(state, self.plan, path)
-        # Checkpoints of older versions keep none.
-        if state.get("split", self._split()) != self._split():
-            raise ConfigError(
-                f"{path} was trained on another split; expected that of {SPLITS_FILE}, since what "
-                "has been learnt from must not validate. Put the file back, or train in a new "
-                "folder."
-            )
         self.averaged_network.load_state_dict(state["network"])
         self.average.n_averaged.fill_(state["num_averaged"])
         for name, part in self.parts.items():

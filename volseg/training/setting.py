@@ -125,7 +125,7 @@ def _open_plan(
 
 def _find_speed(run: RunFolder) -> float | None:
     """Seconds per step of any fold that has begun; None if none says."""
-    found = (read_step_seconds(path) for path in run.path.glob("fold_*/history.jsonl"))
+    found = (read_step_seconds(path) for path in run.in_folds("history.jsonl"))
     return next((seconds for seconds in found if seconds), None)
 
 

@@ -22,7 +22,12 @@ from volseg.data.cache import CachedCase, build_cache
 from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.data.splits import Split
 from volseg.errors import ConfigError
-from volseg.inference.model import build_planned_network, choose_device, count_steps
+from volseg.inference.model import (
+    build_planned_network,
+    check_same_split,
+    choose_device,
+    count_steps,
+)
 from volseg.networks import ResNetUNet, choose_shape_device, inside_slices
 from volseg.networks.memory import recompute_
 from volseg.networks.weights import load_weights
@@ -149,6 +154,8 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
             and no case to validate on.
     """
     folds = choose_folds(fold, len(setting.splits))
+    for number in folds if is_first() else ():
+        check_same_split(setting.run.fold(number) / LAST, setting.splits[number])
     restarted = {number for number in folds if is_restarted(setting, number)}
     for number in folds:
         # One that goes on has a configuration of its own.
@@ -181,8 +188,9 @@ def is_restarted(setting: Setting, fold: int) -> bool:
 
 def find_configs(output: Path, fold: int | str) -> list[Path]:
     """What the folds to train, one or all, have kept as their configuration."""
-    number = "*" if fold == "all" else fold
-    return sorted(output.glob(f"fold_{number}/config.yaml"))
+    run = RunFolder(output)
+    found = run.in_folds("config.yaml")
+    return found if fold == "all" else [p for p in found if p.parent == run.fold(int(fold))]
 
 
 def resumed_config(output: Path, config: Config, fold: int | str = "all") -> Config:

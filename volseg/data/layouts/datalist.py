@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from volseg.config import Record
-from volseg.data.cases import Case, Classes, Dataset, Split
+from volseg.data.cases import Case, Classes, Dataset, Split, number_channels
 from volseg.data.layouts.classes import find_classes
 from volseg.data.layouts.declared import parse_channels, parse_labels, read_json
-from volseg.data.layouts.files import number_channels, split_suffix
+from volseg.data.layouts.files import split_suffix
 from volseg.data.splits import check_splits
 from volseg.errors import DataError
 from volseg.images import read_header

@@ -107,28 +107,3 @@ def cure_absence(channel: str) -> str:
         "Add the file, remove the case, or train a network that can do without: "
         f'--set "data.optional_channels=[{channel}]".'
     )
-
-
-def number_channels(num_channels: int) -> tuple[str, ...]:
-    """Names for channels that nobody named.
-
-    >>> number_channels(2)
-    ('channel_0', 'channel_1')
-    """
-    return tuple(f"channel_{number}" for number in range(num_channels))
-
-
-def are_other_channels(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether two lists of channels differ in number or names, where somebody named both.
-
-    >>> are_other_channels(["T1", "FLAIR"], ["FLAIR", "T1"])
-    True
-    >>> are_other_channels(["T1", "FLAIR"], ["channel_0", "channel_1"])
-    False
-    """
-    if len(first) != len(second):
-        return True
-    unnamed = number_channels(len(first))
-    both = (tuple(first), tuple(second))
-    folded = [[name.casefold() for name in names] for names in both]
-    return unnamed not in both and folded[0] != folded[1]

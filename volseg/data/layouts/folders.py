@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from pathlib import Path
 
-from volseg.data.cases import Case, Dataset
+from volseg.data.cases import Case, Dataset, number_channels
 from volseg.data.layouts.classes import find_classes
 from volseg.data.layouts.files import (
     group_channels,
     list_images,
-    number_channels,
     order_channels,
     split_suffix,
 )
