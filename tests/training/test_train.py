@@ -244,6 +244,8 @@ def test_wrong_option_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         volseg.train(balls, tmp_path / "run", **{"config": tiny(), **options})
+    # Before any case was read.
+    assert not (tmp_path / "run" / "plan.yaml").exists()
 
 
 def test_nothing_to_resume_is_said(balls: Path, tmp_path: Path) -> None:
