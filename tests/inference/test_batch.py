@@ -199,6 +199,10 @@ def test_names_that_are_no_utf_8(predictor: volseg.Predictor, images: Path, tmp_
     record = json.loads((tmp_path / "out" / "p0.json").read_text())
     assert record["images"] == [str(tmp_path / "Sch\\xe4del" / "p0.nii.gz")]
     assert len(predict(predictor, folder, tmp_path / "out").kept) == 3
+    # As a kill leaves it: a record without label map.
+    for path in result.written.values():
+        path.unlink()
+    assert len(predict(predictor, folder, tmp_path / "out").written) == 3
 
 
 def test_a_record_speaks_of_the_files_that_it_names_alone(

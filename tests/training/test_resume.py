@@ -167,6 +167,11 @@ def test_length_of_an_extension_is_kept_from_then_on(balls: Path, run: Path) -> 
         volseg.train(balls, run, resume=True, epochs=1, device="cpu")
 
 
+def test_several_folds_by_number_are_no_fold(balls: Path, run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fold 0,1; expected 0 to 4, or all"):
+        volseg.train(balls, run, fold="0,1", resume=True, device="cpu")
+
+
 def test_another_split_is_refused(balls: Path, run: Path) -> None:
     path = run / "splits.json"
     splits = json.loads(path.read_text())

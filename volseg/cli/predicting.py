@@ -218,6 +218,7 @@ def predict_validation(request: Request) -> BatchResult:
                 "images instead of --validation."
             )
         check_same_split(run.fold(fold) / LAST, splits[fold])
+    for fold in folds:
         cases = select_cases(dataset, splits[fold].validation)
         part = _predict(replace(request, fold=fold), cases)
         remember_folds(request.output, {**part.written, **part.kept}, fold)

@@ -36,7 +36,7 @@ from volseg.data.preprocessing import prepare
 from volseg.data.reading import read_case
 from volseg.data.resampling import resampled_shape
 from volseg.errors import DataError, MachineError
-from volseg.images import list_stored, read_header
+from volseg.images import read_header
 from volseg.planning.fingerprint import CaseFingerprint
 from volseg.planning.plan import Plan
 
@@ -262,6 +262,13 @@ def _key(digests: Digests, dataset: Dataset, case: Case, plan: Plan) -> str:
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8)
     for path in (*case.files, case.label):
         if path is not None:
-            for file in list_stored(path):
+            for file in _files_of(path):
                 digest.update(digests.find(file))
     return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file, and all that may belong to it where a format keeps header and voxels apart."""
+    if path.suffix.lower() not in (".hdr", ".img", ".mhd", ".nhdr"):
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))

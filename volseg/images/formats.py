@@ -143,16 +143,12 @@ def _suffix(path: Path) -> str:
 
 def is_series(folder: Path) -> bool:
     """Whether a folder holds directly what may be slices of a DICOM series."""
-    for path in folder.iterdir():
-        if os.access(path, os.R_OK):
-            if may_be_slice(path):
-                return True
-        elif _suffix(path) in _DICOM:
-            # So that its series fails by name.
-            return True
-        elif _suffix(path) not in IMAGE_SUFFIXES and path.is_file():
-            logger.warning("%s may not be read; if it is a slice, it is left out", path)
-    return False
+    paths = list(folder.iterdir())
+    for path in paths:
+        # An image that may not be read fails as a case of its own.
+        if path.is_file() and not os.access(path, os.R_OK) and _suffix(path) not in IMAGE_SUFFIXES:
+            logger.warning("%s may not be read", path)
+    return any(os.access(path, os.R_OK) and may_be_slice(path) for path in paths)
 
 
 def list_stored(path: Path) -> list[Path]:

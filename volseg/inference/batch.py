@@ -196,7 +196,7 @@ class Job:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the files besides the record."""
-        return tuple(_as_text(Path(path.name)) for path in self.targets[1:])
+        return tuple(map(_as_name, self.targets[1:]))
 
     def is_done(self, predictor: Predictor) -> bool:
         """Whether all files are there, made in the same way of the same images."""
@@ -216,15 +216,20 @@ class Job:
         # Looked for before the record is read, which another process writes first.
         there = [path for path in self.targets[:-1] if os.path.exists(path)]
         try:
-            known = {self.record.name, *CaseRecord.read_json(self.record).files}
+            known = {_as_name(self.record), *CaseRecord.read_json(self.record).files}
         except (ConfigError, DataError, OSError):
             known = set()
-        return next((path for path in there if _as_text(Path(path.name)) not in known), None)
+        foreign = (path for path in there if _as_name(path) not in known)
+        return next(filter(os.path.exists, foreign), None)
 
 
 def _as_text(path: Path) -> str:
     """A path as it may stand in a file, also one that is no UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _as_name(path: Path) -> str:
+    return _as_text(Path(path.name))
 
 
 def digest_sources(case: Case) -> str:

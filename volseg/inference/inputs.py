@@ -197,8 +197,7 @@ def _place(
     # A single file may hold all channels.
     if len(members) == 1 and not (may_lack and _has_one_channel(members[0])):
         return None
-    counts_from_one = sorted(files) == list(range(1, num_channels + 1))
-    if counts_from_one or (len(files) != num_channels and not may_lack):
+    if len(files) != num_channels and not may_lack:
         return tuple(files[number] for number in sorted(files))
     # Numbers that are not the model's make it longer than what the model takes.
     return tuple(files.get(number) for number in range(max(num_channels, max(files) + 1)))

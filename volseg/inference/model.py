@@ -6,6 +6,7 @@ A run folder holds ``plan.yaml``, ``dataset.json`` and ``fold_K/checkpoint_*.pt`
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -199,13 +200,16 @@ def check_same_split(path: Path, split: Split) -> None:
     """Refuse a split that was edited after training: what has been learnt from would validate.
 
     Args:
-        path: of the fold's last checkpoint; it may be missing, or of an older version.
+        path: of the fold's last checkpoint; one that is missing, damaged or of an older version
+            does not say.
         split: of ``splits.json``.
 
     Raises:
         ConfigError: the fold was trained on other cases.
     """
-    known = load_weights(path, mapped=True).get("split") if path.exists() else None
+    known = None
+    with contextlib.suppress(DataError):
+        known = load_weights(path, mapped=True).get("split")
     if known is not None and known != split.model_dump(mode="json"):
         raise ConfigError(
             f"{path} was trained on another split than that of {SPLITS_FILE}; expected the same, "

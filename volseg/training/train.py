@@ -188,9 +188,8 @@ def is_restarted(setting: Setting, fold: int) -> bool:
 
 def find_configs(output: Path, fold: int | str) -> list[Path]:
     """What the folds to train, one or all, have kept as their configuration."""
-    run = RunFolder(output)
-    found = run.in_folds("config.yaml")
-    return found if fold == "all" else [p for p in found if p.parent == run.fold(int(fold))]
+    found = RunFolder(output).in_folds("config.yaml")
+    return [path for path in found if fold == "all" or path.parent.name == f"fold_{fold}"]
 
 
 def resumed_config(output: Path, config: Config, fold: int | str = "all") -> Config:
