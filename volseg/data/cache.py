@@ -268,7 +268,10 @@ def _key(digests: Digests, dataset: Dataset, case: Case, plan: Plan) -> str:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The file, and all that may belong to it where a format keeps header and voxels apart."""
+    """The file, and all that may belong to it where a format keeps header and voxels apart.
+
+    Wider than `volseg.images.list_stored`, since one file too many costs a preparation and no more.
+    """
     if path.suffix.lower() not in (".hdr", ".img", ".mhd", ".nhdr"):
         return [path]
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
