@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,34 @@ def test_what_is_freed_in_pieces_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", TRIM], capture_output=True, text=True, check=True)
     # 2,000 pieces of 60 kB.
     assert float(done.stdout) > 0.9 * 1.2e8
+
+
+MAPPED = """
+import mmap, sys
+from pathlib import Path
+from volseg.allocation import give_back_mapped
+from volseg.inference.memory import resident_bytes
+
+path = Path(sys.argv[1])
+with path.open("rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+total = sum(mapped[::4096])
+before = resident_bytes()
+give_back_mapped(path)
+print(before - resident_bytes(), total, sum(mapped[::4096]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where files are mapped")
+def test_pages_of_a_mapped_file_are_given_back_and_come_again(tmp_path: Path) -> None:
+    # By another name than the system knows it by, and with a space in it.
+    file, link = tmp_path / "the weights.bin", tmp_path / "link.bin"
+    file.write_bytes(bytes([3]) * 2**25)
+    link.symlink_to(file)
+    done = subprocess.run(
+        [sys.executable, "-c", MAPPED, str(link)], capture_output=True, text=True, check=True
+    )
+    given, first, again = map(float, done.stdout.split())
+    assert given > 0.9 * 2**25
+    # One byte of each of the 8,192 pages.
+    assert first == again == 3 * 8192

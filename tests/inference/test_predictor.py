@@ -22,7 +22,7 @@ from volseg.data.content import Box
 from volseg.data.mirroring import plan_mirroring
 from volseg.errors import ConfigError, DataError, MachineError
 from volseg.geometry import Geometry
-from volseg.inference import Locator, Options
+from volseg.inference import Locator, Options, backends, load_model
 from volseg.inference import predictor as predictor_module
 from volseg.inference.inputs import find_inputs
 from volseg.inference.members import Members, list_mirrorings
@@ -62,6 +62,26 @@ def test_weights_are_held_once(run: Path, image: Path) -> None:
     )
     assert {w.device.type for w in expected.model.networks[0].parameters()} == {"cpu"}
     assert (other(image).labels != expected(image).labels).mean() < 1e-4
+
+
+@pytest.mark.skipif(
+    choose_fastest(torch.device("cpu")) == torch.float32, reason="this CPU has no fast 16 bits"
+)
+def test_weights_that_are_rounded_once_give_what_autocast_gives(
+    run: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The weights of a short training might not bear 16 bits.
+    monkeypatch.setattr(backends, "SAME_LABELS", 0.0)
+    options = Options(backend="torch")
+    rounded = volseg.Predictor.load(run, device="cpu", options=options)
+    kinds = [
+        {weight.dtype for name, weight in rounded.model.networks[0].named_parameters() if f in name}
+        for f in ("conv.", "norm.")
+    ]
+    assert kinds == [{torch.bfloat16}, {torch.float32}]
+    by_autocast = volseg.Predictor(load_model(run, "cpu"), options)
+    ours, theirs = (each(image, probabilities=True) for each in (rounded, by_autocast))
+    assert np.array_equal(ours.probabilities, theirs.probabilities)
 
 
 def test_path_nibabel_and_array_give_the_same(predictor: volseg.Predictor, image: Path) -> None:
@@ -105,6 +125,7 @@ def test_probabilities_sum_to_one_and_agree_with_labels(
 
 
 def test_the_cpu_blends_the_scores_for_a_gpu_without_room(
+    run: Path,
     predictor: volseg.Predictor,
     image: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,7 +134,7 @@ def test_the_cpu_blends_the_scores_for_a_gpu_without_room(
     expected, devices, needed = predictor(image).labels, [], []
     stream, cpu = predictor_module.stream_scores, torch.device("cpu")
     # The network stays where it is, and so do its scores.
-    other = volseg.Predictor(predictor.model)
+    other = volseg.Predictor(load_model(run, "cpu"))
     other.model = replace(other.model, device=torch.device("cuda"))
 
     def run_out(*arguments: object, device: torch.device, **options: object):

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from volseg.allocation import give_back_mapped
 from volseg.atomic import atomic_folder, remove_temporary
 from volseg.errors import MachineError
 from volseg.inference.members import Network, compute_logits
@@ -356,13 +357,16 @@ class _OpenVino:
         import openvino
 
         core = openvino.Core()
-        model = _read_or_follow(core, network, shape)
+        model, weights = _read_or_follow(core, network, shape)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if place.precision == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         self._compiled = core.compile_model(model, "CPU", settings)
+        if weights is not None:
+            # The program has them in the order and the format that it computes in.
+            give_back_mapped(weights)
         # A request holds the memory of its results, so that every thread has its own.
         self._own = threading.local()
 
@@ -380,22 +384,22 @@ _LEFT_S = 3600.0
 """After so long a folder on its way is nobody's any more."""
 
 
-def _read_or_follow(core: Any, network: nn.Module, shape: WindowShape) -> Any:
-    """The network as OpenVINO has it, from where it was kept if it was.
+def _read_or_follow(core: Any, network: nn.Module, shape: WindowShape) -> tuple[Any, Path | None]:
+    """The network as OpenVINO has it, from where it was kept if it was; the file of its weights.
 
     To follow torch through it takes seconds, and memory that the process does not give back.
     """
     key = make_network_key(network, shape, "openvino", _find_version("openvino"))
     folder = None if key is None else make_folder(key)
     if folder is None:
-        return _follow(network, shape)
+        return _follow(network, shape), None
     kept = _read_kept(core, folder / _KEPT)
     if kept is None:
         followed = _follow(network, shape)
         _keep_followed(followed, folder / _KEPT)
         # What is compared with torch is what later processes read.
         kept = _read_kept(core, folder / _KEPT) or followed
-    return kept
+    return kept, (folder / _KEPT).with_suffix(".bin")
 
 
 def _follow(network: nn.Module, shape: WindowShape) -> Any:

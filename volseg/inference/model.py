@@ -46,8 +46,8 @@ class ModelFacts(Record):
 class Model:
     """Networks in eval mode on `device`, one per fold, that were trained with one plan.
 
-    `digest` tells their weights from any others. Where another runtime than torch computes,
-    `Predictor.load` keeps the networks without them.
+    `digest` tells their weights from any others, in float32. `Predictor.load` keeps the networks in
+    the precision that torch computes in, and without weights where another runtime does.
     """
 
     networks: tuple[nn.Module, ...]

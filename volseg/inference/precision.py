@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import nn
 
 PrecisionName = Literal["auto", "float32"]
 """Of a prediction: 16 bits where the hardware gains by them, or never."""
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def choose_fastest(device: torch.device) -> torch.dtype:
@@ -36,3 +39,18 @@ def choose_half(device: torch.device) -> torch.dtype:
 def has_fast_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16; others emulate it, many times slower."""
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def round_weights_(network: nn.Module, precision: torch.dtype) -> None:
+    """Keep the weights of convolutions in the format that they are computed in, and no other.
+
+    Under `torch.autocast` the result is the same: it would round them for every window.
+
+    Args:
+        network: changed in place; for predictions alone.
+        precision: of convolutions.
+    """
+    for module in network.modules():
+        # What is derived from them may do other arithmetic with its weights.
+        if type(module) in _CONVOLUTIONS:
+            module.to(precision)

@@ -47,6 +47,7 @@ from volseg.inference.model import Checkpoint, Model, ModelFacts, load_model
 from volseg.inference.native_grid import NativeGrid
 from volseg.inference.options import Options
 from volseg.inference.postprocessing import count_values, plan_postprocessing
+from volseg.inference.precision import round_weights_
 from volseg.inference.uncertainty import UncertaintyName
 from volseg.inference.windows import CPU, count_at_once, stream_scores
 from volseg.planning.cost import compute_cost
@@ -125,7 +126,8 @@ class Predictor:
     """Segments images with a loaded model; several threads may call it at once.
 
     Attributes:
-        model: the loaded model; behind `load` its networks have weights only where torch computes.
+        model: the loaded model; behind `load` its networks have weights only where torch computes,
+            and those of convolutions in 16 bits where it computes in them.
         options: how it predicts.
         locator: what says where to look; None for everywhere.
         backend: what computes the network: that of the options, or what ``auto`` has chosen.
@@ -181,11 +183,13 @@ class Predictor:
         """
         paths = [Path(each) for each in (folder, *others)]
         predictor = cls(load_model(paths, device, folds, checkpoint), options, locator)
-        if predictor.backend != "torch":
-            # The runtime has weights of its own; those of torch would be held for nothing.
-            for network in predictor.model.networks:
+        for network in predictor.model.networks:
+            if predictor.backend == "torch":
+                round_weights_(network, predictor._members.precision)
+            else:
+                # The runtime has weights of its own; those of torch would be held for nothing.
                 network.to("meta")
-            give_back_freed_memory()
+        give_back_freed_memory()
         return predictor
 
     def describe(self) -> dict[str, Any]:
