@@ -61,13 +61,15 @@ def test_what_is_freed_in_pieces_is_given_back() -> None:
 
 
 MAPPED = """
-import mmap, sys
+import mmap, os, sys
 from pathlib import Path
 from volseg.allocation import give_back_mapped
 from volseg.inference.memory import resident_bytes
 
 path = Path(sys.argv[1])
 with path.open("rb") as file:
+    # Only what is on the disk can be taken back.
+    os.fsync(file.fileno())
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 total = sum(mapped[::4096])
 before = resident_bytes()
@@ -78,8 +80,8 @@ print(before - resident_bytes(), total, sum(mapped[::4096]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where files are mapped")
 def test_pages_of_a_mapped_file_are_given_back_and_come_again(tmp_path: Path) -> None:
-    # By another name than the system knows it by, and with a space in it.
-    file, link = tmp_path / "the weights.bin", tmp_path / "link.bin"
+    # By another name than the system knows it by, which has what separates fields and lines.
+    file, link = tmp_path / "the\nweights\x0b.bin", tmp_path / "link.bin"
     file.write_bytes(bytes([3]) * 2**25)
     link.symlink_to(file)
     done = subprocess.run(

@@ -6,13 +6,17 @@ the next one. That is up to a fifth of a training step on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import mmap
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
+_PAGE_OUT = 21
+"""Linux's ``MADV_PAGEOUT``, which is only a matter of time, unlike ``MADV_DONTNEED``."""
 _LARGEST_KEPT = 32 * 2**20
 """The most that glibc takes for its second threshold."""
 _MOST_KEPT = 2**31 - 1
@@ -46,19 +50,24 @@ def give_back_freed_memory() -> None:
 
 
 def give_back_mapped(path: Path) -> None:
-    """Give the system the pages of a file that the process has mapped and only reads.
+    """Have the system take back the pages of a file that the process has mapped and only reads.
 
-    Who needs one again has it from the file. Other systems than Linux are left alone.
-
-    Args:
-        path: of a file that stays as it is.
+    Who needs one again has it from the file, and nothing is lost where something else has come to
+    lie at its address meanwhile. Systems other than Linux are left alone.
     """
     advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
     if advise is None:
         return
-    name_there = str(path.resolve())
-    for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines():
-        addresses, rights, *_, name = line.split(maxsplit=5)
-        if name == name_there and "w" not in rights:
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+    for start, end in _find_mapped(path):
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGE_OUT)
+
+
+def _find_mapped(path: Path) -> Iterator[tuple[int, int]]:
+    """Addresses between which a file is mapped and not written."""
+    name = os.fsencode(path.resolve()).replace(b"\n", rb"\012")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+            fields = line.split(maxsplit=5)
+            if fields[5:] == [name] and b"w" not in fields[1]:
+                start, end = fields[0].split(b"-")
+                yield int(start, 16), int(end, 16)

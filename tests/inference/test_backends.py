@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import volseg
+from volseg import allocation
 from volseg.errors import MachineError
 from volseg.inference import Options, backends, remembered
 from volseg.inference.backends import (
@@ -273,6 +275,20 @@ def make_own(kind: str, network: nn.Module) -> nn.Module:
     changed = copy.deepcopy(network)
     changed.register_forward_hook(lambda module, inputs, logits: 2 * logits)
     return changed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where files are mapped")
+def test_the_file_of_the_weights_is_not_held_beside_the_program(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(
+        backends, "give_back_mapped", lambda path: found.append([*allocation._find_mapped(path)])
+    )
+    prepare_backend("openvino", network, SHAPE, CPU)
+    # Where OpenVINO has mapped it, whose weights alone are larger than a page.
+    ((place,),) = found
+    assert place[1] - place[0] >= 4096
 
 
 @pytest.mark.parametrize("kind", ["class", "function", "hook"])

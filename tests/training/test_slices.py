@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import volseg
 from volseg.cli import main
 from volseg.config import load_config
+from volseg.inference import load_model
 from volseg.inference.windows import choose_axis, count_at_once, stream_scores
 from volseg.planning import Plan
 
@@ -119,8 +120,8 @@ def collect(network: torch.nn.Module, image: torch.Tensor, window: tuple[int, ..
 
 
 def test_several_slices_go_through_the_network_at_once(run: Path) -> None:
-    predictor = volseg.Predictor.load(run, device="cpu")
-    network, plan = predictor.model.networks[0], predictor.model.facts.plan
+    model = load_model(run, "cpu")
+    network, plan = model.networks[0], model.facts.plan
     image = torch.from_numpy(make_volume(4)[0])[None]
     sizes: list[int] = []
     hook = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))

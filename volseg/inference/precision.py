@@ -42,15 +42,17 @@ def has_fast_bfloat16() -> bool:
 
 
 def round_weights_(network: nn.Module, precision: torch.dtype) -> None:
-    """Keep the weights of convolutions in the format that they are computed in, and no other.
+    """Keep the weights of convolutions in the 16 bits that they are computed in, and no other.
 
-    Under `torch.autocast` the result is the same: it would round them for every window.
+    Under `torch.autocast`, without which the network computes no more, the result is the same:
+    autocast would round them for every window.
 
     Args:
-        network: changed in place; for predictions alone.
-        precision: of convolutions.
+        network: changed in place; of volseg's own. Other code may read a weight for itself.
+        precision: of convolutions; float32 leaves the network alone.
     """
     for module in network.modules():
         # What is derived from them may do other arithmetic with its weights.
-        if type(module) in _CONVOLUTIONS:
+        is_plain = type(module) in _CONVOLUTIONS
+        if precision != torch.float32 and is_plain and module.weight.dtype == torch.float32:
             module.to(precision)

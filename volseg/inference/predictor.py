@@ -48,6 +48,7 @@ from volseg.inference.native_grid import NativeGrid
 from volseg.inference.options import Options
 from volseg.inference.postprocessing import count_values, plan_postprocessing
 from volseg.inference.precision import round_weights_
+from volseg.inference.remembered import is_known
 from volseg.inference.uncertainty import UncertaintyName
 from volseg.inference.windows import CPU, count_at_once, stream_scores
 from volseg.planning.cost import compute_cost
@@ -184,11 +185,11 @@ class Predictor:
         paths = [Path(each) for each in (folder, *others)]
         predictor = cls(load_model(paths, device, folds, checkpoint), options, locator)
         for network in predictor.model.networks:
-            if predictor.backend == "torch":
-                round_weights_(network, predictor._members.precision)
-            else:
+            if predictor.backend != "torch":
                 # The runtime has weights of its own; those of torch would be held for nothing.
                 network.to("meta")
+            elif is_known(network):
+                round_weights_(network, predictor._members.precision)
         give_back_freed_memory()
         return predictor
 

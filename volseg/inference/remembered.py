@@ -72,7 +72,7 @@ def make_network_key(network: nn.Module, *facts: object) -> str | None:
         None for an own network, or one that was changed by hooks: what its code depends on nobody
         knows. None also if its values cannot be read.
     """
-    if _CODE is None or _find_own(network) or any(map(_is_changed, network.modules())):
+    if _CODE is None or not is_known(network):
         return None
     digest = hashlib.sha256(repr((_CODE, __version__, torch.__version__, *facts)).encode())
     digest.update(describe_network(network).encode())
@@ -85,6 +85,11 @@ def make_network_key(network: nn.Module, *facts: object) -> str | None:
         logger.debug("no key for the network (%s)", error)
         return None
     return digest.hexdigest()
+
+
+def is_known(network: nn.Module) -> bool:
+    """Whether nothing but the code of volseg and torch computes a network."""
+    return not (_find_own(network) or any(map(_is_changed, network.modules())))
 
 
 def _hash_code() -> str | None:
