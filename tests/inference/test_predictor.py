@@ -84,6 +84,23 @@ def test_weights_that_are_rounded_once_give_what_autocast_gives(
     assert np.array_equal(ours.probabilities, theirs.probabilities)
 
 
+def test_what_coarse_levels_leave_is_given_back_before_large_feature_maps(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(predictor_module, "give_back_freed_memory", lambda: calls.append(1))
+    options = Options(backend="torch", precision="float32")
+    model = volseg.Predictor.load(run, device="cpu", options=options).model
+    calls.clear()
+    window = torch.zeros(1, 1, *model.facts.plan.patch)
+    model.networks[0](window)
+    assert not calls
+    monkeypatch.setattr(predictor_module, "_FINE_BYTES", 0)
+    model.networks[0](window)
+    # Once for each level that is upsampled.
+    assert len(calls) == len(model.facts.plan.network.channels) - 1
+
+
 def test_path_nibabel_and_array_give_the_same(predictor: volseg.Predictor, image: Path) -> None:
     loaded = nib.load(image)
     expected = predictor(image).labels

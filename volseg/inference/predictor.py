@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from volseg.allocation import give_back_freed_memory
 from volseg.data.cases import Classes, are_other_channels
@@ -62,6 +62,8 @@ _COUNTABLE = 2**16
 """Label values below are counted in one pass."""
 _OUTPUTS = 5
 """A window's scores that are held at a time."""
+_FINE_BYTES = 8 * 2**20
+"""Of feature maps that are upsampled: beneath it there is nothing to gain."""
 _PLANNED = 0.7
 """Share of the free memory that is planned for: meanwhile the next image is read and the one before
 is written."""
@@ -190,6 +192,7 @@ class Predictor:
                 network.to("meta")
             elif is_known(network):
                 round_weights_(network, predictor._members.precision)
+                _tidy_before_fine_levels_(network)
         give_back_freed_memory()
         return predictor
 
@@ -434,6 +437,22 @@ def _prepare_members(model: Model, options: Options, at_once: int) -> tuple[Memb
         mirroring=_choose_mirroring(model.facts) if options.mirror else None,
     )
     return members, backend
+
+
+def _tidy_before_fine_levels_(network: nn.Module) -> None:
+    """Have a network on a CPU give back what its coarse levels leave, before the fine ones.
+
+    The feature maps of fine levels are so large that the C library maps each of them anew, and
+    what it has kept of the smaller ones is held beside them.
+    """
+
+    def give_back(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].device.type == "cpu" and inputs[0].nbytes > _FINE_BYTES:
+            give_back_freed_memory()
+
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Upsample):
+            module.register_forward_pre_hook(give_back)
 
 
 def _choose_mirroring(facts: ModelFacts) -> Mirroring:
