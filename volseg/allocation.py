@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
@@ -25,14 +27,13 @@ _MOST_KEPT = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Keep up to 2 GB of freed memory in the process for its next arrays.
 
-    It holds for the whole process and to its end. The results stay the same.
+    It holds for the whole process, but for what `give_back_freed_memory` takes from it now and
+    then. The results stay the same.
 
     Returns:
         Whether the C library could be told; only glibc can.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _find_function("mallopt")
     if mallopt is None:
         return False
     kept = (mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT), mallopt(_TRIM_THRESHOLD, _MOST_KEPT))
@@ -44,7 +45,7 @@ def give_back_freed_memory() -> None:
 
     Between steps of very different work; other C libraries are left alone.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _find_function("malloc_trim")
     if trim is not None:
         trim(0)
 
@@ -55,11 +56,17 @@ def give_back_mapped(path: Path) -> None:
     Who needs one again has it from the file, and nothing is lost where something else has come to
     lie at its address meanwhile. Systems other than Linux are left alone.
     """
-    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    advise = _find_function("madvise")
     if advise is None:
         return
     for start, end in _find_mapped(path):
         advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGE_OUT)
+
+
+@functools.cache
+def _find_function(name: str) -> Any:
+    """Of the C library on Linux; None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _find_mapped(path: Path) -> Iterator[tuple[int, int]]:

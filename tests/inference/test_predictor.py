@@ -27,7 +27,7 @@ from volseg.inference import predictor as predictor_module
 from volseg.inference.inputs import find_inputs
 from volseg.inference.members import Members, list_mirrorings
 from volseg.inference.memory import plan_strips
-from volseg.inference.model import choose_device
+from volseg.inference.model import Model, choose_device
 from volseg.inference.precision import choose_fastest
 from volseg.networks.weights import load_weights, save_weights
 
@@ -64,13 +64,11 @@ def test_weights_are_held_once(run: Path, image: Path) -> None:
     assert (other(image).labels != expected(image).labels).mean() < 1e-4
 
 
-@pytest.mark.skipif(
-    choose_fastest(torch.device("cpu")) == torch.float32, reason="this CPU has no fast 16 bits"
-)
 def test_weights_that_are_rounded_once_give_what_autocast_gives(
     run: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The weights of a short training might not bear 16 bits.
+    # On any CPU, and though the weights of a short training might not bear 16 bits.
+    monkeypatch.setattr(backends, "choose_fastest", lambda _: torch.bfloat16)
     monkeypatch.setattr(backends, "SAME_LABELS", 0.0)
     options = Options(backend="torch")
     rounded = volseg.Predictor.load(run, device="cpu", options=options)
@@ -79,6 +77,8 @@ def test_weights_that_are_rounded_once_give_what_autocast_gives(
         for f in ("conv.", "norm.")
     ]
     assert kinds == [{torch.bfloat16}, {torch.float32}]
+    with pytest.raises(ValueError, match="use load_model"):
+        volseg.Predictor(rounded.model, options)
     by_autocast = volseg.Predictor(load_model(run, "cpu"), options)
     ours, theirs = (each(image, probabilities=True) for each in (rounded, by_autocast))
     assert np.array_equal(ours.probabilities, theirs.probabilities)
@@ -99,6 +99,23 @@ def test_what_coarse_levels_leave_is_given_back_before_large_feature_maps(
     model.networks[0](window)
     # Once for each level that is upsampled.
     assert len(calls) == len(model.facts.plan.network.channels) - 1
+
+
+def test_networks_of_unknown_code_are_left_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object) -> Model:
+        model = load_model(run, "cpu")
+        model.networks[0].register_forward_hook(lambda *_: None)
+        return model
+
+    monkeypatch.setattr(backends, "choose_fastest", lambda _: torch.bfloat16)
+    monkeypatch.setattr(backends, "SAME_LABELS", 0.0)
+    monkeypatch.setattr(predictor_module, "load_model", load)
+    other = volseg.Predictor.load(run, device="cpu", options=Options(backend="torch"))
+    network = other.model.networks[0]
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+    assert not any(module._forward_pre_hooks for module in network.modules())
 
 
 def test_path_nibabel_and_array_give_the_same(predictor: volseg.Predictor, image: Path) -> None:
@@ -230,7 +247,7 @@ def test_windows_on_a_gpu_have_the_range_of_float32_where_it_can(
 def test_windows_on_a_cpu_have_16_bits_only_where_it_has_instructions(
     has_bfloat16: bool,
     precision: torch.dtype,
-    predictor: volseg.Predictor,
+    run: Path,
     image: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -246,7 +263,7 @@ def test_windows_on_a_cpu_have_16_bits_only_where_it_has_instructions(
             seen.add(logits.dtype)
             return logits
 
-    model = replace(predictor.model, networks=(Watching(),))
+    model = replace(load_model(run, "cpu"), networks=(Watching(),))
     for name, expected in (("auto", precision), ("float32", torch.float32)):
         other = volseg.Predictor(model, Options(precision=name))
         seen.clear()

@@ -46,14 +46,16 @@ class ModelFacts(Record):
 class Model:
     """Networks in eval mode on `device`, one per fold, that were trained with one plan.
 
-    `digest` tells their weights from any others, in float32. `Predictor.load` keeps the networks in
-    the precision that torch computes in, and without weights where another runtime does.
+    `digest` tells their weights from any others. `is_prepared` says that `Predictor.load` keeps
+    the networks for itself: in the precision that torch computes in, or without weights where
+    another runtime does. For anything else they come from `load_model`.
     """
 
     networks: tuple[nn.Module, ...]
     facts: ModelFacts
     device: torch.device
     digest: str
+    is_prepared: bool = False
 
 
 def load_model(

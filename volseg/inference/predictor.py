@@ -129,8 +129,7 @@ class Predictor:
     """Segments images with a loaded model; several threads may call it at once.
 
     Attributes:
-        model: the loaded model; behind `load` its networks have weights only where torch computes,
-            and those of convolutions in 16 bits where it computes in them.
+        model: the loaded model; behind `load` its networks serve this predictor alone.
         options: how it predicts.
         locator: what says where to look; None for everywhere.
         backend: what computes the network: that of the options, or what ``auto`` has chosen.
@@ -148,6 +147,8 @@ class Predictor:
         facts = model.facts
         if locator is not None:
             _check_locator(locator.predictor.model.facts.plan, facts.plan)
+        if model.is_prepared:
+            raise ValueError("another predictor has made these networks its own; use load_model.")
         self.turn: AbstractContextManager[Any] = (
             nullcontext() if self.options.memory_gb is None else threading.RLock()
         )
@@ -186,15 +187,21 @@ class Predictor:
         """
         paths = [Path(each) for each in (folder, *others)]
         predictor = cls(load_model(paths, device, folds, checkpoint), options, locator)
-        for network in predictor.model.networks:
-            if predictor.backend != "torch":
+        predictor._prepare_networks()
+        return predictor
+
+    def _prepare_networks(self) -> None:
+        """Have the networks hold no more than this predictor needs."""
+        for network in self.model.networks:
+            if self.backend != "torch":
                 # The runtime has weights of its own; those of torch would be held for nothing.
                 network.to("meta")
             elif is_known(network):
-                round_weights_(network, predictor._members.precision)
-                _tidy_before_fine_levels_(network)
+                round_weights_(network, self._members.precision)
+                if self.model.device.type == "cpu":
+                    _tidy_before_fine_levels_(network)
+        self.model = replace(self.model, is_prepared=True)
         give_back_freed_memory()
-        return predictor
 
     def describe(self) -> dict[str, Any]:
         """What besides the weights decides the labels, as plain data."""
@@ -445,14 +452,14 @@ def _tidy_before_fine_levels_(network: nn.Module) -> None:
     The feature maps of fine levels are so large that the C library maps each of them anew, and
     what it has kept of the smaller ones is held beside them.
     """
-
-    def give_back(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].device.type == "cpu" and inputs[0].nbytes > _FINE_BYTES:
-            give_back_freed_memory()
-
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Upsample):
-            module.register_forward_pre_hook(give_back)
+            module.register_forward_pre_hook(_tidy)
+
+
+def _tidy(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if inputs[0].nbytes > _FINE_BYTES:
+        give_back_freed_memory()
 
 
 def _choose_mirroring(facts: ModelFacts) -> Mirroring:
