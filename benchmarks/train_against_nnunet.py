@@ -2,7 +2,8 @@
 
 ``python benchmarks/train_against_nnunet.py DATASET OUTPUT --peer-python VENV/bin/python``
 
-nnU-Net is installed in an environment of its own (``pip install nnunetv2==2.8.1``). Three sides:
+nnU-Net is installed in an environment of its own (``pip install torch==2.13.0
+nnunetv2==2.8.1``). Three sides:
 
 - ``volseg``: ``volseg train --minutes T``, with its own plan;
 - ``nnunet``: nnU-Net with the plan, the trainer and the schedule of its defaults, stopped after T;

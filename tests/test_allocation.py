@@ -76,7 +76,8 @@ before = resident_bytes()
 give_back_mapped(path)
 print(before - resident_bytes(), total, sum(mapped[::4096]))
 # Where a disk is the memory, or the kernel is older than 5.4, nothing can be taken back.
-address = ctypes.addressof(ctypes.c_char.from_buffer(mmap.mmap(-1, 4096)))
+page = ctypes.c_char.from_buffer(mmap.mmap(-1, 4096))
+address = ctypes.addressof(page)
 files = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True).stdout
 can = not ctypes.CDLL(None).madvise(ctypes.c_void_p(address), 4096, 21)
 print(int(can and files.strip() != "tmpfs"))
