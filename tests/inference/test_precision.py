@@ -67,7 +67,7 @@ def test_only_convolutions_in_float32_are_rounded_and_only_to_16_bits() -> None:
     assert [layer.weight.dtype for layer in layers] == [HALF, *before[1:]]
 
 
-def test_other_code_that_may_read_a_weight_is_known() -> None:
+def test_networks_whose_code_may_read_a_weight_are_told_apart() -> None:
     facts = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
     own = build_own_network(lambda **_: nn.Conv2d(1, 2, 1), **facts)
     normed = build("unet", 2)

@@ -142,7 +142,11 @@ class Predictor:
     def __init__(
         self, model: Model, options: Options | None = None, locator: Locator | None = None
     ) -> None:
-        """Keep a loaded model; see `load` for the other arguments, and for what is raised."""
+        """Keep a loaded model; see `load` for the other arguments, and for what is raised.
+
+        Raises:
+            ValueError: the networks of the model are those of a predictor that was loaded.
+        """
         self.model, self.options, self.locator = model, options or Options(), locator
         facts = model.facts
         if locator is not None:
