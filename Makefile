@@ -15,7 +15,7 @@ setup: .venv/.ready
 	touch $@
 
 demo: setup
-	$(BIN)/volseg demo --output demo/$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/volseg demo
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal

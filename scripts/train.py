@@ -1,6 +1,6 @@
-"""Train from a checkout: ``python scripts/train.py DATASET RUN --minutes 15``.
+"""Train by the Python interface: ``python scripts/train.py DATASET RUN --minutes 15``.
 
-The same as ``volseg train``, as a starting point for a script of your own.
+A starting point for a script of your own; ``volseg train`` has more options.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 import volseg
 from volseg.config import load_config
 from volseg.errors import VolsegError
+from volseg.training import has_ended
 
 
-def main() -> None:
-    """Read the arguments and train."""
+def main() -> int:
+    """Read the arguments and train; 0, or 130 if Ctrl-C ended it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path, help="dataset folder or datalist")
     parser.add_argument("run", type=Path, help="run folder")
@@ -39,12 +40,13 @@ def main() -> None:
         device=arguments.device,
     )
     print(run)
+    return 0 if has_ended(run, arguments.fold) else 130
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        main()
+        sys.exit(main())
     except VolsegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

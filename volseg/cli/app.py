@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -323,7 +324,10 @@ def networks(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="New folder.")] = Path("demo"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="New folder; by default demo/ and the time."),
+    ] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="Your own dataset instead of simulated heads.")
     ] = None,
@@ -334,6 +338,7 @@ def demo(
     """Simulate a small dataset, train, predict held-out subjects, score them, draw pictures."""
     from volseg.demo.run import run_demo
 
+    output = output or Path("demo") / time.strftime("%Y%m%d-%H%M%S")
     result = run_demo(output, dataset=dataset, minutes=minutes, device=device)
     if as_json:
         _print_json(result.evaluation.summary.model_dump(mode="json"))

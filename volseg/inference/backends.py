@@ -50,7 +50,7 @@ TOLERANCE = 5e-3
 convolutions by transformed tiles (Winograd) of random weights 2e-3."""
 SAME_LABELS = 0.995
 """Share of the voxels of noise whose class 16 bits must not change. Trained networks keep more than
-0.999 there, and 0.9999 on images; a network whose scores are close together everywhere does not."""
+0.999 there, and 0.9998 on images; a network whose scores are close together everywhere does not."""
 _HALVES = 2.0
 """In 16 bits a runtime may differ by so many times what torch differs by in them besides."""
 _ROUNDS = 3
