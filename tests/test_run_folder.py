@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from conftest import TINY
 
@@ -21,6 +24,7 @@ from volseg.run_folder import (
     RunFolder,
     extend_fold,
     hold_fold,
+    is_trained_besides,
     keep_splits,
     open_fold,
     open_run,
@@ -119,3 +123,31 @@ def test_the_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"training\.lock cannot be written to"):
         with hold_fold(tmp_path / "fold_0"):
             pass
+
+
+def test_what_another_training_reads_is_not_removed(balls: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(balls, tmp_path / "set"))
+    config = load_config(None, TINY)
+    run = volseg.train(folder, tmp_path / "run", config=config, epochs=1, fold=2)
+    before = {path.name for path in (run / "cache").glob("case_*")}
+    label = folder / "labelsTr" / "case_00.nii.gz"
+    image = nib.load(label)
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 1, 0), image.affine), label)
+    code = (
+        "import sys, pathlib; from volseg.run_folder import hold_fold\n"
+        "with hold_fold(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(run / "fold_0")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert is_trained_besides(RunFolder(run), 1)
+        assert not is_trained_besides(RunFolder(run), 0)
+        volseg.train(folder, run, config=config, epochs=1, fold=1)
+        now = {path.name for path in (run / "cache").glob("case_*")}
+        assert before < now
+        assert len(now) == len(before) + 1
+        other.kill()
+        other.wait()
+    volseg.train(folder, run, config=config, epochs=1, fold=3)
+    assert {path.name for path in (run / "cache").glob("case_*")} < now

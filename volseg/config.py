@@ -414,6 +414,11 @@ def with_length(config: Config, minutes: float | None, epochs: int | None) -> Co
     return config.model_copy(update={"training": config.training.model_copy(update=length)})
 
 
+def as_override(key: str, value: Any) -> str:
+    """``key=value`` for `load_config`, whose YAML gives `value` back whatever it looks like."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,8 @@ Update = Callable[..., None]
 @contextlib.contextmanager
 def show_progress(title: str) -> Iterator[Update]:
     """Yield ``update(done, total, note="")``, which draws the bar on standard error."""
-    if not sys.stderr.isatty():
+    # torchrun's processes share the terminal; the first one reports.
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield lambda done, total, note="": None
         return
     from rich.console import Console

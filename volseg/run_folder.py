@@ -196,6 +196,21 @@ def hold_fold(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
         yield
 
 
+def is_trained_besides(run: RunFolder, fold: int) -> bool:
+    """Whether a fold other than this one is being trained, as far as the file system can tell."""
+    for path in run.in_folds(LOCK_FILE):
+        if path.parent == run.fold(fold):
+            continue  # To close it would give up a lock of this process.
+        try:
+            import fcntl
+
+            with open(path, "a+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (OSError, ImportError):
+            return True
+    return False
+
+
 def _lock(file: TextIO, folder: Path, patience_s: float) -> None:
     end = time.monotonic() + patience_s
     while True:

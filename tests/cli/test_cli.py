@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from known_speed import say_speed
 from makers import make_dataset
 
 from volseg.cli import main
+from volseg.config import as_override, load_config
+from volseg.errors import ConfigError
 from volseg.images import image_stem
 from volseg.networks.weights import load_weights, save_weights
+from volseg.progress import show_progress
 from volseg.training import has_ended
 
 training = import_module("volseg.training.train")
+cli_main = import_module("volseg.cli.main")
 
 REFUSED = [
     "cifti_connectivity.dconn.nii",
@@ -323,3 +328,60 @@ def test_validation_without_a_case_is_refused(run: Path, tmp_path: Path) -> None
     (other / "splits.json").write_text(json.dumps(splits))
     assert run_cli("predict", other, "--validation", "-o", tmp_path / "out") == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_what_looks_like_yaml_is_taken_as_it_was_typed() -> None:
+    for name in ("2024-05-01", "12", "runs/a #2", "a: b", "null", "größe", 'a"b\\'):
+        config = load_config(None, [as_override("training.start_from", name)])
+        assert config.training.start_from == name
+
+
+def test_other_processes_of_torchrun_leave_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(cli_main, "app", fail)
+    monkeypatch.setattr("os._exit", lambda code: sys.exit(f"at once, with {code}"))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="at once, with 1"):
+        cli_main.run()
+    assert capsys.readouterr().err == "process 1 ended: RuntimeError: Connection closed by peer\n"
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(SystemExit) as end:
+        cli_main.run()
+    assert end.value.code == 1
+    assert "This is a bug in volseg" in capsys.readouterr().err
+
+
+def test_the_first_process_alone_shows_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("RANK", "1")
+    with show_progress("Preparing") as update:
+        update(1, 2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    with show_progress("Preparing") as update:
+        update(1, 2)
+    assert "Preparing" in capsys.readouterr().err
+
+
+def test_demo_makes_a_folder_of_its_own_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def stop(output: Path, **options: object) -> None:
+        made.append(output)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("volseg.demo.run.run_demo", stop)
+    assert run_cli("demo") == 2
+    assert run_cli("demo", "-o", tmp_path) == 2
+    assert made[0].parent == Path("demo")
+    assert made[1] == tmp_path

@@ -148,11 +148,11 @@ def test_batch_is_its_samples(dataset: Dataset, tmp_path: Path, finish_in_loader
     """On a GPU what was cut is changed behind the loader; the batches must be the same."""
     patches = make_patches(cached(dataset, tmp_path / "c"))
     if finish_in_loader:
-        batches = iter(make_loader(patches, 2, workers=0, device=CPU))
+        batches = make_loader(patches, 2, workers=0, device=CPU)
     else:
         loader = DataLoader(patches, batch_sampler=[[4, 5]], collate_fn=list)
-        batches = iter(Batches(loader, patches.augment))
-    images, labels = next(batches)
+        batches = Batches(loader, patches.augment)
+    images, labels = batches.finish(next(iter(batches)))
     assert (images.shape, images.dtype) == ((2, 1, 8, 8, 8), torch.float32)
     assert (labels.shape, labels.dtype) == ((2, 8, 8, 8), torch.int64)
     for number, image, label in zip((4, 5), images, labels, strict=True):

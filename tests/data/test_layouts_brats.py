@@ -32,6 +32,7 @@ def name_of_value(classes, value):
         ("BraTS-MET-00001-000", NEW, "BraTS 2023 MET", ("NCR", "ED", "ET"), (1, 2, 3)),
         ("BraTS-SSA-00002-000", NEW, "BraTS 2023 SSA", ("NCR", "ED", "ET"), (1, 2, 3)),
         ("BraTS-PED-00001-000", NEW, "BraTS 2023 PED", ("NC", "ED", "ET"), (1, 2, 3)),
+        ("BraTS-GoAT-02610", NEW, "BraTS 2024 GoAT", ("NCR", "ED", "ET"), (1, 2, 3)),
     ],
 )
 def test_edition_follows_from_the_folder_name(tmp_path, case_id, suffixes, layout, names, values):

@@ -115,3 +115,12 @@ def test_sarcoma_has_22_cases_of_one_class(shared_data):
     assert len(dataset.cases) == 22
     assert dataset.classes.values == (0, 1)
     assert dataset.channels == ("channel_0",)
+
+
+def test_a_numbered_file_may_hold_all_channels(tmp_path):
+    for name in ("a", "b"):
+        image = tmp_path / "images" / f"{name}_0000.nii.gz"
+        make_case(image, tmp_path / "labels" / f"{name}.nii.gz", num_channels=3)
+    dataset = find_dataset(tmp_path)
+    assert dataset.channels == ("channel_0", "channel_1", "channel_2")
+    assert dataset.cases[0].images == (tmp_path / "images" / "a_0000.nii.gz",)

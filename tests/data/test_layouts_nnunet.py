@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from makers import make_case, make_dataset
+from PIL import Image
 
+from volseg.data.check import check_dataset
 from volseg.data.layouts import find_dataset
+from volseg.data.reading import read_case
 from volseg.errors import DataError
 
 
@@ -163,3 +167,59 @@ def test_missing_key_is_named(tmp_path):
     (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
     with pytest.raises(DataError, match="key 'labels' is missing"):
         find_dataset(tmp_path)
+
+
+def write_pictures(folder):
+    """As nnU-Net has them: all colours in the one file that is numbered 0000."""
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (9, 7, 3), np.uint8))
+    picture.save(folder / "imagesTs" / "c_0000.png")
+    for name in ("a", "b"):
+        picture.save(folder / "imagesTr" / f"{name}_0000.png")
+        label = Image.fromarray((np.arange(63).reshape(9, 7) > 30).astype(np.uint8))
+        label.save(folder / "labelsTr" / f"{name}.png")
+    description = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "road": 1},
+        "numTraining": 2,
+        "file_ending": ".png",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def test_a_coloured_picture_is_one_file(tmp_path):
+    write_pictures(tmp_path)
+    dataset = find_dataset(tmp_path)
+    assert dataset.channels == ("R", "G", "B")
+    assert [case.images for case in (*dataset.cases, *dataset.unlabelled)] == [
+        (tmp_path / name,)
+        for name in ("imagesTr/a_0000.png", "imagesTr/b_0000.png", "imagesTs/c_0000.png")
+    ]
+    assert check_dataset(dataset) == []
+    image, _ = read_case(dataset.cases[0], dataset.channels, dataset.classes)
+    assert image.array.shape == (3, 7, 9)
+
+
+def test_listed_files_may_hold_all_channels(tmp_path):
+    write_pictures(tmp_path)
+    entry = {"images": ["imagesTr/a_0000.png"], "label": "labelsTr/a.png"}
+    edit(tmp_path, dataset={"one": entry})
+    (case,) = find_dataset(tmp_path).cases
+    assert case.images == (tmp_path / "imagesTr" / "a_0000.png",)
+    edit(tmp_path, channel_names={"0": "R", "1": "G"})
+    with pytest.raises(DataError, match="1 images; expected 2"):
+        find_dataset(tmp_path)
+
+
+def test_listed_cases_may_lack_a_channel_that_is_optional(tmp_path):
+    folder = make_dataset(tmp_path, "nnunet", num_channels=2, num_cases=1)
+    images = ["imagesTr/case_00_0000.nii.gz", None]
+    edit(folder, dataset={"one": {"images": images, "label": "labelsTr/case_00.nii.gz"}})
+    with pytest.raises(
+        DataError, match=r"no image of MR1\. Add the file, .*optional_channels=\[MR1"
+    ):
+        find_dataset(folder)
+    (case,) = find_dataset(folder, ["MR1"]).cases
+    assert case.images == (folder / "imagesTr" / "case_00_0000.nii.gz", None)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from volseg.data.cases import Classes
-from volseg.data.mirroring import find_sides, plan_mirroring
+from volseg.data.mirroring import are_numbered, find_sides, plan_mirroring
 
 KIDNEYS = Classes(names=("background", "kidney_right", "kidney_left", "spine"), values=(0, 5, 6, 7))
 
@@ -121,3 +121,9 @@ def test_mirroring_says_what_it_does():
     assert plan_mirroring(single, 3).describe(single.names) == (
         "posterior-anterior, inferior-superior; left and right stay"
     )
+
+
+def test_classes_without_names_are_known_as_such():
+    assert are_numbered(["label_1", "label_2"])
+    assert not are_numbered(["label_1"])
+    assert not are_numbered(["label_1", "left kidney"])

@@ -97,3 +97,12 @@ def test_target_that_does_not_fit_is_refused():
 def test_weights_without_effect_or_negative_are_refused(weights):
     with pytest.raises(ConfigError, match="expected at least 0, and one of them above"):
         BinaryCrossEntropyDice(*weights)
+
+
+def test_dice_of_each_channel_over_the_batch_by_hand():
+    # p = 1/2 in 8 pixels of each channel, reference 4 in the first one and none in the second.
+    target = torch.zeros(2, 2, 2, 2)
+    target[0, 0] = 1
+    expected = 1 - (4 / 8 + 0) / 2
+    loss = BinaryCrossEntropyDice(0, 1, batch_dice=True)(torch.zeros(2, 2, 2, 2), target)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)

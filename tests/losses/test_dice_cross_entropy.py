@@ -122,3 +122,16 @@ def test_one_channel_is_refused():
 def test_weights_without_effect_or_negative_are_refused(weights):
     with pytest.raises(ConfigError, match="expected at least 0, and one of them above"):
         DiceCrossEntropy(*weights)
+
+
+def test_dice_of_a_whole_batch_by_hand():
+    # The samples of the test above as one. Class 1: I = 2/3, P = 8/3, R = 2. Class 2 is absent.
+    target = torch.cat([TARGET, torch.zeros_like(TARGET)])
+    present = (2 * 2 / 3 + 1e-5) / (8 / 3 + 2 + 1e-5)
+    absent = 1e-5 / (8 / 3 + 1e-5)
+    expected = 1 - (present + absent) / 2
+    logits = even_logits(3).expand(2, 3, 2, 2)
+    assert DiceCrossEntropy(1, 0, batch_dice=True)(logits, target).item() == pytest.approx(expected)
+    # Where voxels may be of unknown class, the same.
+    loss = DiceCrossEntropy(1, 0, batch_dice=True, candidates=[(0, 1, 2)])
+    assert loss(logits, target).item() == pytest.approx(expected)

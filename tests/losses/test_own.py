@@ -74,3 +74,34 @@ def test_own_loss_by_name(monkeypatch):
     extensions.register("losses", "mine", dict)
     with pytest.raises(ConfigError, match=r"'mine' is a dict; expected a torch\.nn\.Module"):
         build_loss("mine", "softmax")
+
+
+class Failing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, logits, target):
+        raise self.error
+
+
+def test_own_loss_that_fails_is_named_with_what_it_was_given():
+    loss = OwnLoss(Failing(TypeError("no such thing")))
+    message = r"Failing .* \(1, 2, 3\) .* \(1, 1, 3\) of torch\.int64 \(TypeError: no such thing\)"
+    with pytest.raises(ConfigError, match=message):
+        loss(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=int))
+
+
+def test_lack_of_memory_in_an_own_loss_stays_one():
+    loss = OwnLoss(Failing(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        loss(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=int))
+
+
+def test_own_loss_may_have_constants_and_nothing_to_learn(monkeypatch):
+    monkeypatch.setattr(extensions, "_registered", {})
+    extensions.register("losses", "weighted", lambda: nn.CrossEntropyLoss(torch.ones(2)))
+    extensions.register("losses", "learning", lambda: nn.Linear(2, 1))
+    assert [*build_loss("weighted", "softmax").buffers()]
+    with pytest.raises(ConfigError, match="'learning' has the parameter weight"):
+        build_loss("learning", "softmax")

@@ -100,7 +100,7 @@ def test_pickle_with_code_is_refused_and_not_executed(tmp_path):
 def test_other_file_with_the_right_hash_is_refused_in_one_line(tmp_path, data):
     path = tmp_path / "checkpoint.pt"
     write_with_hash(path, data)
-    with pytest.raises(DataError, match=r"checkpoint\.pt (cannot be loaded on cpu|holds)") as error:
+    with pytest.raises(DataError, match=r"checkpoint\.pt (cannot be loaded: |holds)") as error:
         load_weights(path)
     assert "\n" not in str(error.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,8 @@ from makers import make_dataset
 from volseg.data.layouts import find_dataset
 from volseg.errors import DataError
 from volseg.planning import Fingerprint, compute_fingerprint
-from volseg.planning.fingerprint import CaseFingerprint, measure_radii
+from volseg.planning.fingerprint import CaseFingerprint, measure_radii, measuring_bytes
+from volseg.planning.machine import count_holders
 
 
 def test_fingerprint_of_generated_cases(tmp_path: Path) -> None:
@@ -117,3 +119,24 @@ def test_radius_of_the_thinnest_class_counts() -> None:
     fingerprint = Fingerprint(dataset="d", spatial_dims=2, cases=cases, channels=())
     # A tenth of the way from 4 to 6, the two cases that have the class.
     assert fingerprint.radius_mm == pytest.approx(4.2)
+
+
+def test_large_cases_are_measured_by_fewer_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 20 x 18 x 14 voxels of two channels: 24 bytes per voxel, and 12 for each channel.
+    folder = make_dataset(tmp_path / "d", "nnunet", shape=(20, 18, 14), num_channels=2)
+    dataset = find_dataset(folder)
+    needed = 20 * 18 * 14 * (24 + 2 * 12)
+    assert measuring_bytes(dataset.cases[0]) == needed
+    monkeypatch.setattr("volseg.planning.machine.memory_gb", lambda: 5 * needed / 1e9)
+    assert count_holders(needed) == 2  # In half of the memory.
+    assert count_holders(5 * needed) == 1
+    asked: list[float] = []
+    monkeypatch.setattr("volseg.planning.fingerprint.count_readers", lambda: 9)
+    monkeypatch.setattr(
+        "volseg.planning.fingerprint.ThreadPoolExecutor",
+        lambda threads: asked.append(threads) or ThreadPoolExecutor(threads),
+    )
+    compute_fingerprint(dataset)
+    assert asked == [2]

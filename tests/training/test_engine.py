@@ -15,7 +15,7 @@ from torch import nn
 from volseg.config import Config
 from volseg.data.patches import Batches
 from volseg.errors import ConfigError, MachineError
-from volseg.losses import DiceCrossEntropy, MultiLevelLoss
+from volseg.losses import DiceCrossEntropy, MultiLevelLoss, OwnLoss
 from volseg.networks import build_network, list_networks
 from volseg.networks.memory import recompute_
 from volseg.training import engine
@@ -428,3 +428,32 @@ def test_steepest_descent_with_nesterov_momentum() -> None:
         velocity = 0.9 * velocity + slope
         expected -= 0.01 * (slope + 0.9 * velocity)
     assert weight.item() == pytest.approx(expected)
+
+
+def test_loss_goes_where_the_network_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, places = MultiLevelLoss(DiceCrossEntropy()), []
+    monkeypatch.setattr(loss, "to", places.append)
+    network = build_network("unet", **OPTIONS, channels=(4, 6))
+    make_learner(network, loss, CPU, Budget(10), Config().optimizer, seed=0)
+    assert places == [CPU]
+
+
+def test_own_loss_that_fails_is_no_failure_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("devices differ")
+
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    learner = make()
+    learner.loss = MultiLevelLoss(OwnLoss(Failing()))
+    learner.forward = CompiledNetwork(learner.network)
+    with pytest.raises(ConfigError, match=r"Failing fails with logits .*devices differ"):
+        compute_gradients(learner, *make_batch())
+
+
+def test_step_finishes_what_the_loader_gives() -> None:
+    usual, learner = make(), make()
+    learner.finish = lambda size: make_batch(size)
+    create_trainer(learner).run([4], max_epochs=1)
+    create_trainer(usual).run([make_batch(4)], max_epochs=1)
+    assert_near([*learner.network.parameters()], [*usual.network.parameters()])

@@ -19,7 +19,7 @@ from volseg.networks.weights import load_weights, save_weights
 from volseg.run_folder import RunFolder
 from volseg.training.budget import Budget
 from volseg.training.checkpoints import Checkpoints
-from volseg.training.extension import check_finished
+from volseg.training.extension import check_finished, warn_of_unequal
 from volseg.training.muon import Muon
 from volseg.training.train import resumed_config
 
@@ -261,3 +261,35 @@ def test_restart_of_an_extension_extends_once(
         volseg.train(balls, run, epochs=1, resume=True, device="cpu")
         assert state_of(run)["counters"]["step"] == 12
         assert state_of(run)["counters"]["extensions"] == 1
+
+
+def test_folds_that_were_extended_less_often_are_named(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = state_of(run)
+    for fold, extensions in ((1, 2), (2, 2)):
+        state["counters"]["extensions"] = extensions
+        (run / f"fold_{fold}").mkdir()
+        save_weights(run / f"fold_{fold}" / "checkpoint_last.pt", state)
+    warn_of_unequal(RunFolder(run), [1, 2, 3])
+    assert not caplog.records
+    warn_of_unequal(RunFolder(run), [0, 1, 2, 3])
+    assert f"fold 0 of {run} had fewer extensions than the others" in caplog.text
+
+
+def test_folds_behind_are_named_where_an_extension_of_all_was_stopped(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(None, [*TINY, "training.steps_per_epoch=2", "training.num_folds=2"])
+    run = tmp_path / "run"
+    volseg.train(balls, run, config=config, epochs=1, fold="all", device="cpu")
+    interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        volseg.train(balls, run, epochs=1, fold="all", resume=True, device="cpu")
+    monkeypatch.undo()
+    caplog.clear()
+    volseg.train(balls, run, fold=1, resume=True, device="cpu")
+    assert "fewer extensions" not in caplog.text
+    volseg.train(balls, run, epochs=1, fold=0, resume=True, device="cpu")
+    volseg.train(balls, run, fold="all", resume=True, device="cpu")
+    assert "fold 1 of " in caplog.text

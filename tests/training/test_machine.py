@@ -27,3 +27,13 @@ def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyP
     assert machine_module._device_memory_gb(torch.device("cpu")) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert machine_module._device_memory_gb(torch.device("cpu")) == 4
+
+
+def test_a_gpu_with_room_times_larger_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"bytes": 8e9}
+    monkeypatch.setattr(machine_module, "free_bytes", lambda device: free["bytes"])
+    gpu = torch.device("cuda")
+    assert machine_module._choose_probe(gpu, 3) == ((96, 96, 96), (32, 64))
+    assert machine_module._choose_probe(torch.device("cpu"), 3) == ((64, 64, 64), (16, 32))
+    free["bytes"] = 4e9
+    assert machine_module._choose_probe(gpu, 2) == ((512, 512), (16, 32))

@@ -30,6 +30,7 @@ from volseg.errors import ConfigError, MachineError
 from volseg.networks.weights import load_weights
 from volseg.planning import write_plan
 from volseg.planning.writing import plan_run
+from volseg.training import parallel
 from volseg.training.history import History
 from volseg.training.machine import measure_machine
 from volseg.training.parallel import agree_on_name, check_batch, join, name_job
@@ -261,3 +262,17 @@ def test_processes_wait_for_a_long_validation(monkeypatch: pytest.MonkeyPatch) -
     classes = Classes(names=("background", "a"), values=(0, 1))
     validate(torch.nn.Identity(), [None, None], None, classes, torch.device("cpu"))
     assert done == ["open", "case", "case", "meet", "sum"]
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "rendezvous", lambda _: iter([(HashStore(), 0, 1)]))
+    ended: list[int] = []
+    monkeypatch.setattr(parallel.idist, "finalize", lambda: ended.append(1))
+    try:
+        with pytest.raises(ValueError, match="alone"), join(torch.device("cpu")):
+            raise ValueError("alone")
+        assert not ended
+    finally:
+        monkeypatch.undo()
+        parallel.idist.finalize()

@@ -196,3 +196,33 @@ def test_checkpoint_of_an_older_version_is_resumed(balls: Path, run: Path) -> No
     save_weights(run / "fold_0" / "checkpoint_last.pt", state)
     volseg.train(balls, run, resume=True, device="cpu")
     assert read_last(run)["settings"]["training.epochs"] == 3
+
+
+def test_patience_that_comes_later_has_validations_to_go_by(balls: Path, tmp_path: Path) -> None:
+    config = load_config(None, [*TINY, "training.steps_per_epoch=1"])
+    steps, update = iter(range(2)), Muon.step
+
+    def step(self: Any, closure: Any = None) -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return update(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Muon, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            volseg.train(balls, tmp_path / "run", config=config, epochs=20, device="cpu")
+    kept = tmp_path / "run" / "fold_0" / "config.yaml"
+    text = kept.read_text()
+    kept.write_text(text.replace("patience: null", "patience: 19"))
+    with pytest.raises(ConfigError, match=r"patience 19 .* can validate 20 times"):
+        volseg.train(balls, tmp_path / "run", resume=True, device="cpu")
+    assert read_counters(tmp_path / "run")["validate_every"] > 1
+    kept.write_text(text.replace("patience: null", "patience: 6"))
+    volseg.train(balls, tmp_path / "run", resume=True, device="cpu")
+    counters = read_counters(tmp_path / "run")
+    assert (counters["validate_every"], counters["patience"]) == (1, 6)
+
+
+def read_counters(run: Path) -> dict[str, Any]:
+    counters: dict[str, Any] = load_weights(run / "fold_0" / "checkpoint_last.pt")["counters"]
+    return counters

@@ -64,7 +64,7 @@ def export_bundle(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is not empty; nothing was written. Choose another folder.")
     config = make_inference_config(facts)
-    state = load_weights(weights[0], torch.device("cpu"))["network"]
+    state = load_weights(weights[0])["network"]
     save_weights(output / BUNDLE_WEIGHTS, state)
     write_json(output / "configs" / "inference.json", config)
     write_json(output / "configs" / "metadata.json", _metadata(facts, output.name))

@@ -153,7 +153,7 @@ def train(
 ) -> None:
     """Train on a dataset; the run folder can predict at any time, also after Ctrl-C (code 130)."""
     from volseg.cli.own_code import take_code, take_code_of
-    from volseg.config import load_config
+    from volseg.config import as_override, load_config
 
     flags = []
     if resume:
@@ -162,10 +162,10 @@ def train(
         flags = take_code(network, loss)
     chosen = {
         "training.patience": patience,
-        "training.start_from": start_from,
+        "training.start_from": None if start_from is None else str(start_from),
         "training.log": list(log) if log else None,
     }
-    flags += [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    flags += [as_override(key, value) for key, value in chosen.items() if value is not None]
     settings = load_config(config, [*(overrides or ()), *flags])
     from volseg.training import has_ended as find_end
     from volseg.training import train as train_run

@@ -7,6 +7,7 @@ cannot; 130 interrupted.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -42,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Console entry point."""
-    sys.exit(main())
+    code = main()
+    if code and os.environ.get("WORLD_SIZE", "1") != "1":
+        # One of torchrun's processes, which ends the others when this one is gone. At a regular
+        # end NCCL may wait for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _log_to_terminal() -> None:
@@ -68,6 +76,10 @@ def _report(error: Exception, is_debugging: bool) -> int:
             fg="red",
         )
         return 4
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        # Most likely it lost another process, which says why itself.
+        typer.secho(f"process {rank} ended: {type(error).__name__}: {message}", err=True)
+        return 1
     typer.secho(
         f"error: {type(error).__name__}: {message}. This is a bug in volseg; run again with "
         "--debug and report what it prints.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from volseg.config import Config
+from volseg.config import Config, as_override
 from volseg.errors import ConfigError
 from volseg.extensions import OPTIONS, Kind, register
 from volseg.run_folder import RunFolder
@@ -22,7 +22,7 @@ def take_code(network: str | None, loss: str | None = None) -> list[str]:
     _allow("networks", network)
     _allow("losses", loss)
     settings = {"network.name": network, "loss.name": loss}
-    return [f"{key}={name}" for key, name in settings.items() if name is not None]
+    return [as_override(key, name) for key, name in settings.items() if name is not None]
 
 
 def take_code_of(model: Path, network: str | None, loss: str | None = None) -> None:

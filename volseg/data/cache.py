@@ -14,8 +14,9 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,13 +38,18 @@ from volseg.data.reading import read_case
 from volseg.data.resampling import resampled_shape
 from volseg.errors import DataError, MachineError
 from volseg.images import read_header
-from volseg.planning.fingerprint import CaseFingerprint
+from volseg.planning.fingerprint import CaseFingerprint, measuring_bytes
+from volseg.planning.machine import count_holders
 from volseg.planning.plan import Plan
 
 FORMAT = 3
 """Raised when what an entry holds changes, so that older entries are made again."""
+_ENTRY = re.compile(r"(?P<case>.+)-[0-9a-f]{16}")
+"""Name of an entry: the case's id, and what of its files and its preparation is in it."""
 _ABANDONED_S = 24 * 3600
 """No case takes so long; what is older was left by a process that was killed."""
+_WORKING_SHARE = 12
+"""Memory that preparing a case takes, about, as a multiple of its entry."""
 _HEADER_BYTES = 500
 """Of an entry: what its files hold besides arrays."""
 
@@ -102,6 +108,7 @@ def build_cache(
     folder: Path,
     on_case: Callable[[int, int], None] | None = None,
     measured: Sequence[CaseFingerprint] = (),
+    keep_superseded: bool = False,
 ) -> list[CachedCase]:
     """Prepare every case that the cache does not hold yet, then open all.
 
@@ -112,23 +119,25 @@ def build_cache(
         folder: of the cache.
         on_case: called with (cases done, cases in all).
         measured: rows of the fingerprint, from which the size of the cache follows.
+        keep_superseded: leave what was prepared of files that have changed meanwhile, or by another
+            plan, since another training may be reading it.
 
     Raises:
         DataError: a case cannot be read; those already prepared stay.
         MachineError: the disk has no room for the cache, and nothing was written; or it became
             full meanwhile.
     """
-    # Resampling takes more memory than reading, and cores of its own.
-    workers = min(count_readers(), max(1, count_cores() // 2))
     cached = []
     digests = Digests(folder / "digests.json")
-    with ThreadPoolExecutor(workers) as pool:
-        keys = pool.map(partial(_key, digests, dataset, plan=plan), cases)
-        entries = [folder / f"{case.case_id}-{key}" for case, key in zip(cases, keys, strict=True)]
-        remove_temporary(folder, older_than_s=_ABANDONED_S)
-        new = [case for case, entry in zip(cases, entries, strict=True) if not entry.is_dir()]
-        _check_room(dataset, new, plan, folder, measured)
-        digests.save()
+    with ThreadPoolExecutor(count_readers()) as pool:
+        keys = [*pool.map(partial(_key, digests, dataset, plan=plan), cases)]
+    entries = [folder / f"{case.case_id}-{key}" for case, key in zip(cases, keys, strict=True)]
+    remove_temporary(folder, older_than_s=_ABANDONED_S)
+    new = [case for case, entry in zip(cases, entries, strict=True) if not entry.is_dir()]
+    sizes = _predict_sizes(dataset, new, plan, measured)
+    _check_room(folder, sizes)
+    digests.save()
+    with ThreadPoolExecutor(_count_workers(new, sizes)) as pool:
         futures = [
             pool.submit(_cache_case, dataset, case, plan, entry)
             for case, entry in zip(cases, entries, strict=True)
@@ -141,6 +150,8 @@ def build_cache(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if not keep_superseded:
+        _remove_superseded(folder, {case.case_id for case in cases}, entries)
     return cached
 
 
@@ -190,25 +201,35 @@ def predict_bytes(
     return round(voxels * bytes_per_voxel + positions * 4 * len(shape)) + _HEADER_BYTES
 
 
-def _check_room(
-    dataset: Dataset,
-    cases: Sequence[Case],
-    plan: Plan,
-    folder: Path,
-    measured: Sequence[CaseFingerprint],
-) -> None:
-    """Say how large the entries of `cases` will be together, and refuse a disk without room."""
-    if not cases:
-        return
+def _predict_sizes(
+    dataset: Dataset, cases: Sequence[Case], plan: Plan, measured: Sequence[CaseFingerprint]
+) -> list[int]:
     rows = {row.case_id: row for row in measured}
-    needed = sum(predict_bytes(dataset, case, plan, rows.get(case.case_id)) for case in cases)
-    logger.info("cache: about %s for %d cases -> %s", _in_gb(needed), len(cases), folder)
+    return [predict_bytes(dataset, case, plan, rows.get(case.case_id)) for case in cases]
+
+
+def _count_workers(cases: Sequence[Case], sizes: Sequence[int]) -> int:
+    """Threads that prepare: resampling takes cores of its own, and more memory than reading."""
+    bytes_each = [
+        max(measuring_bytes(case), _WORKING_SHARE * size)
+        for case, size in zip(cases, sizes, strict=True)
+    ]
+    holders = count_holders(max(bytes_each, default=0))
+    return min(count_readers(), max(1, count_cores() // 2), holders)
+
+
+def _check_room(folder: Path, sizes: Sequence[int]) -> None:
+    """Say how large the new entries will be together, and refuse a disk without room."""
+    if not sizes:
+        return
+    needed = sum(sizes)
+    logger.info("cache: about %s for %d cases -> %s", _in_gb(needed), len(sizes), folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise MachineError(
             f"{folder}: {_in_gb(free)} free; expected {_in_gb(needed)} for the cache of "
-            f"{len(cases)} cases. Free some space, or choose a run folder on another disk (-o)."
+            f"{len(sizes)} cases. Free some space, or choose a run folder on another disk (-o)."
         )
 
 
@@ -242,10 +263,15 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, entry: Path) -> Path:
             "absent": image.absent,
         }
         (temporary / "case.json").write_text(json.dumps(facts))
-    for other in entry.parent.glob(f"{glob.escape(case.case_id)}-*"):
-        if other != entry and len(other.name) == len(entry.name):
-            shutil.rmtree(other, ignore_errors=True)
     return entry
+
+
+def _remove_superseded(folder: Path, case_ids: Collection[str], entries: Sequence[Path]) -> None:
+    known = {entry.name for entry in entries}
+    for other in folder.iterdir():
+        is_entry = _ENTRY.fullmatch(other.name)
+        if is_entry and is_entry["case"] in case_ids and other.name not in known:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _key(digests: Digests, dataset: Dataset, case: Case, plan: Plan) -> str:

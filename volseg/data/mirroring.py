@@ -125,6 +125,11 @@ def _find_counterparts(classes: Classes, swapped: Sequence[int]) -> tuple[int, .
     return tuple(counterparts) if is_kept and not single else None
 
 
+def are_numbered(names: Sequence[str]) -> bool:
+    """Whether several classes are called by their values alone, so that `find_sides` finds none."""
+    return len(names) > 1 and all(re.fullmatch(r"label_\d+", name) for name in names)
+
+
 def find_sides(names: Sequence[str]) -> tuple[list[tuple[int, int]], list[int]]:
     """Indices of the pairs (left, right), and of classes with a side but no counterpart.
 

@@ -193,23 +193,27 @@ class _StepSampler(Sampler[list[int]]):
 
 
 class Batches:
-    """Batches of a loader; an error in a loader process reaches the caller as itself."""
+    """What a loader gives, without end; an error in one of its processes reaches the caller.
+
+    Attributes:
+        finish: makes of it images (B, C, *P) float32 and labels (B, *P) int64.
+    """
 
     def __init__(
-        self, loader: Iterable[Any], finish: Callable[[Any], tuple[Tensor, Tensor]]
+        self, loader: Iterable[Any], finish: Callable[[Any], tuple[Tensor, Tensor]] = tuple
     ) -> None:
-        """Keep the loader, and what makes batches of what it gives."""
+        """Keep both."""
         self.loader, self.finish = loader, finish
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give batches without end.
+    def __iter__(self) -> Iterator[Any]:
+        """Give what is to be finished: apart from it, since it is no waiting for the loader.
 
         Raises:
             DataError: a patch could not be made; one line that names the case.
             MachineError: a loader process died.
         """
         try:
-            yield from map(self.finish, self.loader)
+            yield from self.loader
         except DataError as error:
             # A loader process sends the whole traceback as the message.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
@@ -253,7 +257,7 @@ def make_loader(
     device: torch.device,
     share: tuple[int, int] = (0, 1),
 ) -> Batches:
-    """Batches of steps `first_step`, `first_step` + 1, ...: (B, C, *P) float32 and (B, *P) int64.
+    """Batches of steps `first_step`, `first_step` + 1, ...
 
     Args:
         patches: the samples.
@@ -272,4 +276,4 @@ def make_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_leave_interrupts,
     )
-    return Batches(loader, partial(patches.augment, device=device) if is_gpu else tuple)
+    return Batches(loader, partial(patches.augment, device=device)) if is_gpu else Batches(loader)

@@ -31,6 +31,7 @@ class BinaryCrossEntropyDice(nn.Module):
         batch: bool = False,
         smooth: float = 1e-5,
         ignore: bool = False,
+        batch_dice: bool = False,
     ) -> None:
         """Build the loss.
 
@@ -41,6 +42,7 @@ class BinaryCrossEntropyDice(nn.Module):
             batch: one Dice over all samples and channels together, not the mean of one for each.
             smooth: added to numerator and denominator of Dice, in voxels; above 0.
             ignore: leave out what has a negative share in a floating target.
+            batch_dice: one Dice per channel over all samples of a batch, not one for each.
 
         Raises:
             ConfigError: a negative weight, none above zero, or `smooth` not above 0.
@@ -53,7 +55,9 @@ class BinaryCrossEntropyDice(nn.Module):
         self.dice_weight = dice_weight
         self.batch = batch
         self.ignore = ignore
-        self.dice = SoftDice("sigmoid", squared_denominator, smooth=smooth, ignore=ignore)
+        self.dice = SoftDice(
+            "sigmoid", squared_denominator, smooth=smooth, ignore=ignore, batch=batch_dice
+        )
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compare logits with the reference.

@@ -32,6 +32,7 @@ class DiceCrossEntropy(nn.Module):
         *,
         squared_denominator: bool = False,
         include_background: bool = False,
+        batch_dice: bool = False,
         candidates: Sequence[Sequence[int]] = (),
     ) -> None:
         """Build the loss.
@@ -41,6 +42,8 @@ class DiceCrossEntropy(nn.Module):
             cross_entropy_weight: of the cross-entropy in nats per voxel; at least 0.
             squared_denominator: sum squares in the denominator of Dice.
             include_background: count the background in Dice; the cross-entropy always does.
+            batch_dice: one Dice per class over all samples of a batch, not one for each: where most
+                samples lack most classes, as slices do, what is wrongly found counts more.
             candidates: what the integer targets K, K + 1, ... stand for: the classes that such a
                 voxel may be, all of them where nothing is known. The cross-entropy is that of the
                 sum of their probabilities, and they have no part in the Dice of these classes
@@ -57,7 +60,11 @@ class DiceCrossEntropy(nn.Module):
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
         self.dice = SoftDice(
-            "softmax", squared_denominator, include_background, ignore=bool(candidates)
+            "softmax",
+            squared_denominator,
+            include_background,
+            ignore=bool(candidates),
+            batch=batch_dice,
         )
         self.candidates = tuple(tuple(classes) for classes in candidates)
         self.activation = self.dice.activation

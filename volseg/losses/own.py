@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, is_out_of_memory
 from volseg.losses.targets import with_channel_axis
 
 
@@ -33,10 +33,20 @@ class OwnLoss(nn.Module):
             A scalar.
 
         Raises:
-            ConfigError: the module gives something else.
+            ConfigError: the module fails, or gives something else.
         """
         wide = logits.float() if logits.dtype.itemsize < 4 else logits
-        loss = self.loss(wide, with_channel_axis(target, logits.dim()))
+        wanted = with_channel_axis(target, logits.dim())
+        try:
+            loss = self.loss(wide, wanted)
+        except Exception as error:  # Code of others fails in its own ways.
+            if is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"{type(self.loss).__name__} fails with logits {tuple(wide.shape)} and a target "
+                f"{tuple(wanted.shape)} of {wanted.dtype} ({type(error).__name__}: {error}). Mend "
+                "that loss; --debug shows where."
+            ) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             what = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
             raise ConfigError(

@@ -116,4 +116,10 @@ def _build_own(name: str, options: dict[str, Any]) -> OwnLoss:
         ) from error
     if not isinstance(loss, nn.Module):
         raise ConfigError(f"loss '{name}' is a {type(loss).__name__}; expected a torch.nn.Module.")
+    learnt = [key for key, value in loss.named_parameters() if value.requires_grad]
+    if learnt:
+        raise ConfigError(
+            f"loss '{name}' has the parameter {learnt[0]}, which no optimiser would train; "
+            "expected a loss without any. Make it a buffer."
+        )
     return OwnLoss(loss)

@@ -13,7 +13,7 @@ from volseg.losses.targets import is_number, prepare, to_channels
 
 
 class SoftDice(nn.Module):
-    """One minus soft Dice, taken per sample and channel, then averaged.
+    """One minus soft Dice, taken per channel and sample, or batch, then averaged.
 
     The denominator holds sums of probabilities (Drozdzal et al.) or of their squares (Milletari et
     al.). `smooth` is added above and below, which gives a class that is absent and nowhere
@@ -37,6 +37,7 @@ class SoftDice(nn.Module):
         include_background: bool | None = None,
         smooth: float = 1e-5,
         ignore: bool = False,
+        batch: bool = False,
     ) -> None:
         """Build the loss.
 
@@ -47,6 +48,7 @@ class SoftDice(nn.Module):
             include_background: count channel 0 as well; by default under ``"sigmoid"`` only.
             smooth: added to numerator and denominator, in voxels; above 0.
             ignore: leave out what has a negative share in a floating target.
+            batch: one Dice per channel over all samples, as if they were one.
 
         Raises:
             ConfigError: an unknown activation, or `smooth` not above 0.
@@ -67,6 +69,7 @@ class SoftDice(nn.Module):
             "include_background": include_background,
             "smooth_nr": smooth,
             "smooth_dr": smooth,
+            "batch": batch,
         }
         self.hard = DiceLoss(**options)
         self.soft = DiceLoss(**options, soft_label=True)

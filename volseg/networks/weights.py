@@ -44,20 +44,17 @@ def save_weights(path: Path, state: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
         try:
-            torch.load(temporary, weights_only=True, mmap=True)
+            torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise TypeError(f"{path}: state holds more than tensors, numbers and text.") from error
         write_text(_sidecar(path), "".join(f"{line}\n" for line in hashes))
 
 
-def load_weights(
-    path: Path, device: str | torch.device = "cpu", *, mapped: bool = False
-) -> dict[str, Any]:
-    """Read what `save_weights` wrote.
+def load_weights(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read what `save_weights` wrote, onto the CPU.
 
     Args:
         path: the checkpoint, with its sidecar beside it.
-        device: where its tensors go.
         mapped: leave them in the file until they are used. They must not be kept, since Windows
             replaces no file that is mapped.
 
@@ -72,7 +69,7 @@ def load_weights(
             "damaged. Copy both again from their source, or use another checkpoint."
         )
     try:
-        state = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path} holds more than plain data; expected tensors, numbers and text. "
@@ -80,7 +77,7 @@ def load_weights(
         ) from error
     except Exception as error:  # What torch raises on a strange file depends on its first bytes.
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path} cannot be loaded on {device}: {reason}") from error
+        raise DataError(f"{path} cannot be loaded: {reason}") from error
     if not isinstance(state, dict):
         raise DataError(f"{path} holds a {type(state).__name__}; expected a checkpoint of volseg.")
     return state

@@ -20,7 +20,11 @@ from volseg.data.cases import Case, Dataset
 from volseg.data.content import find_content
 from volseg.data.reading import read_case
 from volseg.errors import DataError
+from volseg.images import read_header
+from volseg.planning.machine import count_holders
 
+_BYTES_PER_VOXEL, _BYTES_PER_VALUE = 24, 12
+"""While a case is measured: its label as indices, counts and parts, and each of its channels."""
 VOXELS_PER_CASE = 20_000
 """Foreground voxels drawn per case for the intensity statistics."""
 
@@ -96,7 +100,8 @@ def compute_fingerprint(
         DataError: the first bad case, and how many there are.
     """
     results, errors = [], []
-    with ThreadPoolExecutor(count_readers()) as pool:
+    largest = max(map(measuring_bytes, dataset.cases), default=0)
+    with ThreadPoolExecutor(min(count_readers(), count_holders(largest))) as pool:
         futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
         try:
             for done, future in enumerate(futures, start=1):
@@ -133,6 +138,19 @@ def compute_fingerprint(
             for c, name in enumerate(dataset.channels)
         ),
     )
+
+
+def measuring_bytes(case: Case) -> int:
+    """About how much memory it takes to read and measure a case, by the header of its first file.
+
+    0 where there is none or it cannot be read, which is told when the case is.
+    """
+    try:
+        geometry, num_channels = read_header(case.files[0])
+    except (DataError, OSError, IndexError):
+        return 0
+    values = _BYTES_PER_VALUE * max(num_channels, len(case.images))
+    return math.prod(geometry.shape) * (values + _BYTES_PER_VOXEL)
 
 
 def _measure_case(

@@ -19,6 +19,7 @@ from volseg.cores import count_cores
 # CPUs we measured. Only the estimate of `volseg plan` uses them; a training measures itself.
 _CONVOLUTION_SHARE = 0.35
 _PASSES_PER_VOXEL = 24
+_SHARE_TO_HOLD = 0.5
 
 
 class Machine(Record):
@@ -50,6 +51,11 @@ def memory_gb(root: Path = Path("/")) -> float:
             with contextlib.suppress(OSError, ValueError):
                 total = min(total, int((group / name).read_text()) / 1e9)
     return total
+
+
+def count_holders(bytes_each: float) -> int:
+    """How many threads may hold so much at a time in half of the main memory; at least 1."""
+    return max(1, int(_SHARE_TO_HOLD * 1e9 * memory_gb() / max(1.0, bytes_each)))
 
 
 def describe_cpu() -> Machine:

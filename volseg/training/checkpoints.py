@@ -47,6 +47,8 @@ class Counters:
     """Ids of the cases that validate, chosen once."""
     validate_every: int = 1
     """In rounds."""
+    patience: int | None = None
+    """For which that was chosen."""
     parts: int = 1
     """In which a batch is computed."""
     is_recomputing: bool = False
@@ -117,7 +119,7 @@ class Checkpoints:
             "plan": self.plan.model_dump(mode="json"),
         }
 
-    def restore(self, device: torch.device) -> None:
+    def restore(self) -> None:
         """Go on from ``checkpoint_last.pt``.
 
         Raises:
@@ -125,7 +127,8 @@ class Checkpoints:
             ConfigError: it was trained with another plan.
         """
         path = self.folder / LAST
-        state = load_weights(path, device)
+        # On the CPU, where optimisers count their steps; all else is copied to where it belongs.
+        state = load_weights(path)
         check_same_plan(state, self.plan, path)
         self.averaged_network.load_state_dict(state["network"])
         self.average.n_averaged.fill_(state["num_averaged"])

@@ -74,6 +74,8 @@ class Learner:
     precision: torch.dtype = torch.float32
     forward: Callable[[Tensor], Any] = field(init=False)
     """The network, perhaps compiled, perhaps one of several processes."""
+    finish: Callable[[Any], tuple[Tensor, Tensor]] = tuple
+    """Makes image (B, C, *P) and target (B, *P) of what the loader gives."""
     wants_stop: bool = False
     """Whether this process was asked to stop."""
     is_stopping: bool = False
@@ -142,6 +144,7 @@ def make_learner(
     `config` becomes what `choose_optimizer` makes of it.
     """
     network.to(device)
+    loss.to(device)
     if device.type == "cpu" and precision == torch.bfloat16:
         spare_thin_maps_(network)
     config = choose_optimizer(config, network)
@@ -167,10 +170,10 @@ def _average_function(
 
 
 def create_trainer(learner: Learner) -> Engine:
-    """An engine whose step trains on one batch: image (B, C, *P), target (B, *P)."""
+    """An engine whose step trains on one batch, finished by `Learner.finish`."""
 
-    def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> float:
-        image, target = (part.to(learner.device, non_blocking=True) for part in batch)
+    def step(engine: Engine, batch: Any) -> float:
+        image, target = (part.to(learner.device) for part in learner.finish(batch))
         progress = learner.budget.progress(learner.counters.step)
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(learner.config, progress)

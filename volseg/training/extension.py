@@ -36,6 +36,25 @@ def check_finished(run: RunFolder, folds: Sequence[int]) -> None:
             )
 
 
+def warn_of_unequal(run: RunFolder, folds: Sequence[int]) -> None:
+    """Say which folds were extended less often than others, as where an extension was stopped."""
+    paths = {fold: run.fold(fold) / LAST for fold in folds}
+    counts = {
+        fold: load_weights(path, mapped=True)["counters"].get("extensions", 0)
+        for fold, path in paths.items()
+        if path.exists()
+    }
+    behind = [fold for fold, count in counts.items() if count < max(counts.values())]
+    if behind:
+        logger.warning(
+            "fold %s of %s had fewer extensions than the others: give each the same length, by "
+            "--resume --minutes or --epochs, and --fold %d",
+            ", ".join(map(str, behind)),
+            run.path,
+            behind[0],
+        )
+
+
 def extend(learner: Learner, training: TrainingConfig) -> None:
     """Begin anew from the averaged weights: rate, optimiser and average as in a new training.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from volseg.cores import count_beside
+from volseg.inference.memory import free_bytes
 from volseg.networks import build_network, prefer_speed_
 from volseg.planning.cost import compute_cost
 from volseg.planning.machine import Machine, describe_cpu, memory_gb
@@ -16,6 +18,10 @@ from volseg.planning.plan import NetworkPlan
 _PROBE_PATCH = {2: (512, 512), 3: (64, 64, 64)}
 _PROBE_WIDTHS = (16, 32)
 _PROBE_LEVELS = 4
+_GPU_PROBE_PATCH = {2: (1024, 1024), 3: (96, 96, 96)}
+_GPU_PROBE_WIDTHS = (32, 64)
+"""On a fast GPU steps of a smaller network would tell of little but the start of its kernels."""
+_GPU_PROBE_BYTES = 6e9
 
 
 def measure_machine(
@@ -27,11 +33,12 @@ def measure_machine(
     rates of a `Machine`.
     """
     costs, seconds = [], []
-    for width in _PROBE_WIDTHS:
+    patch, widths = _choose_probe(device, spatial_dims)
+    for width in widths:
         network = _probe_network(width, spatial_dims)
-        cost = compute_cost(network, _PROBE_PATCH[spatial_dims], 1, 2)
+        cost = compute_cost(network, patch, 1, 2)
         costs.append((cost.gflop, cost.feature_mvoxels))
-        seconds.append(_time_step(network, spatial_dims, device, precision))
+        seconds.append(_time_step(network, patch, device, precision))
     # A negative rate is noise of the timing; the other rate then explains both steps.
     rates = np.linalg.lstsq(np.array(costs), np.array(seconds), rcond=None)[0]
     if rates.min() <= 0:
@@ -48,6 +55,15 @@ def measure_machine(
     )
 
 
+def _choose_probe(
+    device: torch.device, spatial_dims: int
+) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Patch and widths of the steps that are timed."""
+    if device.type == "cuda" and free_bytes(device) >= _GPU_PROBE_BYTES:
+        return _GPU_PROBE_PATCH[spatial_dims], _GPU_PROBE_WIDTHS
+    return _PROBE_PATCH[spatial_dims], _PROBE_WIDTHS
+
+
 def _probe_network(width: int, spatial_dims: int) -> NetworkPlan:
     ones, twos, threes = ((n,) * spatial_dims for n in (1, 2, 3))
     return NetworkPlan(
@@ -60,13 +76,13 @@ def _probe_network(width: int, spatial_dims: int) -> NetworkPlan:
 
 
 def _time_step(
-    plan: NetworkPlan, spatial_dims: int, device: torch.device, precision: torch.dtype
+    plan: NetworkPlan, patch: Sequence[int], device: torch.device, precision: torch.dtype
 ) -> float:
     """Seconds of a forward and backward pass, the best of two after a warm-up."""
-    options = {"spatial_dims": spatial_dims, "in_channels": 1, "out_channels": 2}
+    options = {"spatial_dims": len(patch), "in_channels": 1, "out_channels": 2}
     network = build_network(plan.name, **options, **plan.keywords()).to(device)
     prefer_speed_(network)
-    image = torch.zeros((1, 1, *_PROBE_PATCH[spatial_dims]), device=device)
+    image = torch.zeros((1, 1, *patch), device=device)
     times = []
     for _ in range(3):
         start = time.perf_counter()

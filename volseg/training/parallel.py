@@ -40,6 +40,8 @@ PATIENCE = timedelta(days=30)
 def join(device: torch.device) -> Iterator[torch.device]:
     """Join the other processes, if torchrun has started some, and leave them at the end.
 
+    A process that fails leaves them to torchrun, which ends them when it is gone.
+
     Args:
         device: that the user asks for; of several GPUs each process takes its own.
 
@@ -64,10 +66,9 @@ def join(device: torch.device) -> Iterator[torch.device]:
         idist.sync()
     if idist.get_rank():
         logging.getLogger("volseg").setLevel(logging.ERROR)
-    try:
-        yield own
-    finally:
-        idist.finalize()
+    yield own
+    # Not after an error: the others may wait for this process, and NCCL would wait for them.
+    idist.finalize()
 
 
 def agree_on_name(store: Store, rank: int, number: int) -> str:

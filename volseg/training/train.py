@@ -19,8 +19,8 @@ from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.cores import count_beside, count_cores
 from volseg.data.augmentation import Augmentation
 from volseg.data.cache import CachedCase, build_cache
+from volseg.data.mirroring import are_numbered
 from volseg.data.patches import Batches, PatchDataset, make_loader
-from volseg.data.splits import Split
 from volseg.errors import ConfigError
 from volseg.inference.model import (
     build_planned_network,
@@ -38,6 +38,7 @@ from volseg.run_folder import (
     RunFolder,
     extend_fold,
     hold_fold,
+    is_trained_besides,
     name_config_before,
     open_fold,
     select_cases,
@@ -54,7 +55,7 @@ from volseg.training.engine import (
     run_to_end,
     stop_on_interrupt,
 )
-from volseg.training.extension import check_finished, extend
+from volseg.training.extension import check_finished, extend, warn_of_unequal
 from volseg.training.history import History
 from volseg.training.loggers import check_loggers, open_loggers
 from volseg.training.loss import make_loss
@@ -174,6 +175,8 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
             is_done = train_fold(replace(setting, extends=now_extends), number, goes_on)
         if not is_done:
             break
+    if resume and is_first():
+        warn_of_unequal(setting.run, folds)
 
 
 def is_restarted(setting: Setting, fold: int) -> bool:
@@ -241,9 +244,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     folder = setting.run.fold(fold)
     config = first_then_others(partial(_open_config, setting, fold, resume))
     check_validation(config.training.patience, setting.splits[fold], fold)
-    train_cases, validation_cases = first_then_others(
-        partial(_open_cases, setting, setting.splits[fold])
-    )
+    train_cases, validation_cases = first_then_others(partial(_open_cases, setting, fold))
     learner = _make_learner(setting, config, fold, resume)
     checkpoints = _open_checkpoints(setting, config, fold, learner, resume)
     learner.counters.job = setting.job
@@ -266,6 +267,7 @@ def train_fold(setting: Setting, fold: int, resume: bool) -> bool:
     attach_counting(trainer, learner, num_rounds)
     attach_checkpoints(trainer, learner, checkpoints)
     loader = _make_loader(setting, config, train_cases, learner.counters.step)
+    learner.finish = loader.finish
     _announce(pace, setting)
     with (
         show_progress(f"Training fold {fold}") as update,
@@ -290,7 +292,7 @@ def _open_checkpoints(
     split = setting.splits[fold]
     checkpoints = Checkpoints(folder, setting.plan, split, learner.average, parts, counters)
     if resume:
-        checkpoints.restore(setting.device)
+        checkpoints.restore()
         logger.info("resuming fold %d at step %d", fold, counters.step)
     counters.parts = max(counters.parts, config.training.parts)
     if config.training.recompute or counters.is_recomputing:
@@ -350,17 +352,21 @@ def _make_validator(
         training=config.training,
         num_rounds=rounds,
     )
+    patience = config.training.patience
     if not counters.validation:
         chosen, counters.validate_every = choose(cases)
         counters.validation = [case.case_id for case in chosen]
+        counters.patience = patience
         if cases:
             every = counters.validate_every
             logger.info(
                 "validation: %d of %d cases, every %d rounds", len(chosen), len(cases), every
             )
     kept = [case for case in cases if case.case_id in counters.validation]
-    if setting.extends:
+    if setting.extends or patience != counters.patience:
+        check_patience(patience, rounds)
         _, counters.validate_every = choose(kept, keep_all=True)
+        counters.patience = patience
     share = counters.validate_every / rounds
     learner.budget.expect_validations(share, predict_steps(kept, plan))
     precision = choose_precision(config.training.precision, setting.device)
@@ -379,6 +385,11 @@ def _make_loader(
     )
     if any(augment.flip):
         logger.info("mirroring: %s", augment.mirroring.describe(classes.names))
+        if augment.flip[0] and 0 in augment.mirroring.axes and are_numbered(classes.names[1:]):
+            logger.warning(
+                "the classes have numbers and no names, so that none is known as left or right: if "
+                "two are, leave the first axis out (augmentation.flip=[0, ...]), or name them"
+            )
     patches = PatchDataset(
         cases,
         plan.patch,
@@ -393,13 +404,14 @@ def _make_loader(
     return make_loader(patches, first_step, workers, setting.device, share)
 
 
-def _open_cases(setting: Setting, split: Split) -> tuple[list[CachedCase], list[CachedCase]]:
+def _open_cases(setting: Setting, fold: int) -> tuple[list[CachedCase], list[CachedCase]]:
     dataset, plan, cache = setting.dataset, setting.plan, setting.run.cache
+    split, keep = setting.splits[fold], is_trained_besides(setting.run, fold)
     wanted = select_cases(dataset, (*split.train, *split.validation))
     fingerprint = setting.run.fingerprint
     measured = Fingerprint.read_json(fingerprint).cases if fingerprint.exists() else ()
     with show_progress("Preparing cases") as update:
-        prepared = build_cache(dataset, wanted, plan, cache, update, measured)
+        prepared = build_cache(dataset, wanted, plan, cache, update, measured, keep)
     cached = {case.case_id: case for case in prepared}
     logger.info(
         "cases: %d to train, %d to validate -> %s",

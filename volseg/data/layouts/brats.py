@@ -88,6 +88,14 @@ EDITIONS = (
         _SUFFIXES_2023,
         "-seg",
     ),
+    # Tumours of all kinds: a case has a number and no time point.
+    Edition(
+        "BraTS 2024 GoAT",
+        r"(?P<patient>BraTS-GoAT-\d+)",
+        _NAMES_2023,
+        _SUFFIXES_2023,
+        "-seg",
+    ),
     Edition(
         "BraTS 2023 SSA",
         r"(?P<patient>BraTS-SSA-\d+)-\d{3}",

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from volseg.errors import DataError
-from volseg.images import IMAGE_SUFFIXES
+from volseg.images import IMAGE_SUFFIXES, read_header
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
@@ -76,6 +76,8 @@ def order_channels(
 ) -> tuple[Path | None, ...]:
     """One file per channel, in the order of `channels`; None for one that is not there.
 
+    Or the one file that holds all of them, as nnU-Net has it for coloured pictures.
+
     Args:
         case_id: for the message.
         found: file of each channel number.
@@ -87,6 +89,8 @@ def order_channels(
     Raises:
         DataError: a channel is missing, or there are more than declared.
     """
+    if found.keys() == {0} and holds_all(found[0], len(channels)):
+        return (found[0],)
     for number, name in enumerate(channels):
         if number not in found and (not found or name not in optional):
             raise DataError(
@@ -99,6 +103,14 @@ def order_channels(
             f"{len(channels)} channels ({', '.join(channels)}). Declare the channel or remove it."
         )
     return tuple(found.get(number) for number in range(len(channels)))
+
+
+def holds_all(path: Path, num_channels: int) -> bool:
+    """Whether a file has all channels, by its header; what is wrong with it is told when read."""
+    try:
+        return num_channels > 1 and read_header(path)[1] == num_channels
+    except (DataError, OSError):
+        return False
 
 
 def cure_absence(channel: str) -> str:

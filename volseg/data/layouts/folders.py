@@ -81,7 +81,10 @@ def _match_channels(
         channels = number_channels(read_header(first)[1])
         return {stem: (path,) for stem, path in files.items()}, channels
     groups = group_channels(files)
-    channels = number_channels(1 + max(max(found) for found in groups.values()))
+    highest = max(max(found) for found in groups.values())
+    # A file alone may hold all channels, whatever its number.
+    number = 1 + highest if highest else read_header(next(iter(files.values())))[1]
+    channels = number_channels(number)
     suffix = split_suffix(next(iter(files.values())).name)[1]
     images = {
         stem: order_channels(stem, found, channels, folder, suffix, optional)

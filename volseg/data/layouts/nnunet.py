@@ -16,7 +16,9 @@ from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts.classes import make_classes
 from volseg.data.layouts.declared import parse_channels, parse_labels, read_description
 from volseg.data.layouts.files import (
+    cure_absence,
     group_channels,
+    holds_all,
     list_images,
     order_channels,
     split_suffix,
@@ -118,7 +120,7 @@ def _find_training(
     optional: Container[str],
 ) -> tuple[Case, ...]:
     if files := description.get("dataset"):
-        return _read_files(path, files, channels)
+        return _read_files(path, files, channels, optional)
     listed = [name.removesuffix(suffix) for name in _listed_labels(description)]
     cases = _find_cases(path / "imagesTr", path / "labelsTr", channels, suffix, optional, listed)
     expected = description.get("numTraining", len(cases))
@@ -130,19 +132,26 @@ def _find_training(
     return cases
 
 
-def _read_files(path: Path, files: Any, channels: tuple[str, ...]) -> tuple[Case, ...]:
+def _read_files(
+    path: Path, files: Any, channels: tuple[str, ...], optional: Container[str]
+) -> tuple[Case, ...]:
     """Cases of the ``dataset`` entry, whose paths are relative to the folder or absolute."""
     cases = []
     for case_id, entry in sorted(files.items()):
         source = f"{path / 'dataset.json'}: dataset '{case_id}'"
         if not isinstance(entry, dict) or not {"images", "label"} <= entry.keys():
             raise DataError(f"{source}: expected images and label. Add them.")
-        images = tuple(path / str(image) for image in entry["images"])
-        if len(images) != len(channels):
+        images = tuple(None if image is None else path / str(image) for image in entry["images"])
+        is_whole = len(images) == 1 and images[0] and holds_all(images[0], len(channels))
+        if len(images) != len(channels) and not is_whole:
             raise DataError(
                 f"{source}: {len(images)} images; expected {len(channels)} "
                 f"({', '.join(channels)}). Correct the list."
             )
+        absent = [name for image, name in zip(images, channels, strict=False) if image is None]
+        strange = [name for name in absent if name not in optional or not any(images)]
+        if strange:
+            raise DataError(f"{source}: no image of {strange[0]}. {cure_absence(strange[0])}")
         label = path / str(entry["label"])
         cases.append(Case(case_id=case_id, images=images, label=label, patient_id=case_id))
     return tuple(cases)
