@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from volseg.config import AugmentationConfig, DataConfig
 from volseg.data.augmentation import Augmentation
-from volseg.data.cache import CachedCase, build_cache, predict_bytes
+from volseg.data.cache import CachedCase, build_cache, predict_bytes, remove_superseded
 from volseg.data.cases import Case, Classes, Dataset
 from volseg.data.layouts import find_dataset
 from volseg.data.mapping import OPEN_FILES, SMALL_BYTES, PlaceInFile
@@ -99,12 +99,16 @@ def test_changed_file_or_plan_makes_a_new_entry_and_drops_the_old(
     first = entries(tmp_path / "c")
     image = nib.load(dataset.cases[0].images[0])
     nib.save(nib.Nifti1Image(image.get_fdata() + 1, image.affine), dataset.cases[0].images[0])
-    cached(dataset, tmp_path / "c")
-    second = entries(tmp_path / "c")
+    (tmp_path / "c" / "notes").mkdir()
+    remove_superseded(tmp_path / "c", cached(dataset, tmp_path / "c"))
+    second = entries(tmp_path / "c") - {"notes"}
     assert len(second - first) == 1
     assert len(second) == 3
-    cached(dataset, tmp_path / "c", make_plan((2.0, 2.0, 2.0)))
+    other = cached(dataset, tmp_path / "c", make_plan((2.0, 2.0, 2.0)))
+    assert second < entries(tmp_path / "c")
+    remove_superseded(tmp_path / "c", other)
     assert not entries(tmp_path / "c") & second
+    assert "notes" in entries(tmp_path / "c")
 
 
 def test_bad_case_leaves_no_half_entry(dataset: Dataset, tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ def test_several_models_are_averaged(
 ) -> None:
     best = volseg.Predictor.load(run, device="cpu", checkpoint="best")
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
-    state = load_weights(run / "fold_0" / "checkpoint_best.pt", torch.device("cpu"))
+    state = load_weights(run / "fold_0" / "checkpoint_best.pt")
     save_weights(copy / "fold_0" / "checkpoint_last.pt", state)
     both = volseg.Predictor.load(run, copy, device="cpu")
     assert len(both.model.networks) == 2

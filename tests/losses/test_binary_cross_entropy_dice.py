@@ -106,3 +106,5 @@ def test_dice_of_each_channel_over_the_batch_by_hand():
     expected = 1 - (4 / 8 + 0) / 2
     loss = BinaryCrossEntropyDice(0, 1, batch_dice=True)(torch.zeros(2, 2, 2, 2), target)
     assert loss.item() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ConfigError, match="batch and batch_dice are both set"):
+        BinaryCrossEntropyDice(batch=True, batch_dice=True)

@@ -92,10 +92,18 @@ def test_own_loss_that_fails_is_named_with_what_it_was_given():
         loss(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=int))
 
 
-def test_lack_of_memory_in_an_own_loss_stays_one():
-    loss = OwnLoss(Failing(torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(torch.OutOfMemoryError):
-        loss(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=int))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        # As torch says it wherever the main thread is.
+        RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "),
+    ],
+)
+def test_what_is_no_fault_of_an_own_loss_is_not_laid_at_its_door(error):
+    with pytest.raises(type(error)) as raised:
+        OwnLoss(Failing(error))(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=int))
+    assert raised.value is error
 
 
 def test_own_loss_may_have_constants_and_nothing_to_learn(monkeypatch):

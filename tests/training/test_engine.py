@@ -293,7 +293,7 @@ def test_one_of_several_processes_does_not_go_on_without_the_compiler(
 
 
 def test_error_of_the_network_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(torch, "compile", lambda network: lambda image: network(image))
     learner = make()
     learner.forward = CompiledNetwork(learner.network)
     _, target = make_batch()
@@ -438,17 +438,20 @@ def test_loss_goes_where_the_network_goes(monkeypatch: pytest.MonkeyPatch) -> No
     assert places == [CPU]
 
 
-def test_own_loss_that_fails_is_no_failure_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_loss_that_fails_is_no_failure_of_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     class Failing(nn.Module):
         def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("devices differ")
 
-    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(torch, "compile", lambda network: lambda image: network(image))
     learner = make()
     learner.loss = MultiLevelLoss(OwnLoss(Failing()))
     learner.forward = CompiledNetwork(learner.network)
     with pytest.raises(ConfigError, match=r"Failing fails with logits .*devices differ"):
         compute_gradients(learner, *make_batch())
+    assert "torch.compile failed" not in caplog.text
 
 
 def test_step_finishes_what_the_loader_gives() -> None:

@@ -700,6 +700,30 @@ def test_zeros_outside_a_masked_brain_stay_zero_in_training(
     assert [augment.masked_channels for augment in made] == [(0,), ()]
 
 
+@pytest.mark.parametrize(
+    ("flip", "is_told"), [("0.5", True), ("[0, 0.5, 0.5]", False), ("0", False)]
+)
+def test_mirroring_of_classes_without_names_is_told(
+    flip: str,
+    is_told: bool,
+    balls: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module, dataset = sys.modules["volseg.training.train"], find_dataset(balls)
+    monkeypatch.setattr(module, "PatchDataset", lambda *_, **__: None)
+    monkeypatch.setattr(module, "make_loader", lambda *_: None)
+    numbered = dataset.classes.model_copy(update={"names": ("background", "label_3", "label_7")})
+    plan = Plan.read_yaml(run / "plan.yaml")
+    for classes in (dataset.classes, numbered):
+        caplog.clear()
+        named = dataset.model_copy(update={"classes": classes})
+        setting = SimpleNamespace(plan=plan, dataset=named, device=CPU)
+        module._make_loader(setting, load_config(None, [f"augmentation.flip={flip}"]), [], 0)
+        assert ("none is known as left or right" in caplog.text) == (is_told and named != dataset)
+
+
 def test_wrong_mirroring_is_refused_before_anything_is_prepared(
     balls: Path, tmp_path: Path
 ) -> None:

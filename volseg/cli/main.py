@@ -78,7 +78,10 @@ def _report(error: Exception, is_debugging: bool) -> int:
         return 4
     if (rank := os.environ.get("RANK", "0")) != "0":
         # Most likely it lost another process, which says why itself.
-        typer.secho(f"process {rank} ended: {type(error).__name__}: {message}", err=True)
+        typer.secho(
+            f"process {rank} ended: {type(error).__name__}: {message} (--debug shows where)",
+            err=True,
+        )
         return 1
     typer.secho(
         f"error: {type(error).__name__}: {message}. This is a bug in volseg; run again with "

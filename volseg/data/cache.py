@@ -16,7 +16,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,7 +108,6 @@ def build_cache(
     folder: Path,
     on_case: Callable[[int, int], None] | None = None,
     measured: Sequence[CaseFingerprint] = (),
-    keep_superseded: bool = False,
 ) -> list[CachedCase]:
     """Prepare every case that the cache does not hold yet, then open all.
 
@@ -119,8 +118,6 @@ def build_cache(
         folder: of the cache.
         on_case: called with (cases done, cases in all).
         measured: rows of the fingerprint, from which the size of the cache follows.
-        keep_superseded: leave what was prepared of files that have changed meanwhile, or by another
-            plan, since another training may be reading it.
 
     Raises:
         DataError: a case cannot be read; those already prepared stay.
@@ -134,10 +131,11 @@ def build_cache(
     entries = [folder / f"{case.case_id}-{key}" for case, key in zip(cases, keys, strict=True)]
     remove_temporary(folder, older_than_s=_ABANDONED_S)
     new = [case for case, entry in zip(cases, entries, strict=True) if not entry.is_dir()]
-    sizes = _predict_sizes(dataset, new, plan, measured)
+    rows = {row.case_id: row for row in measured}
+    sizes = [predict_bytes(dataset, case, plan, rows.get(case.case_id)) for case in new]
     _check_room(folder, sizes)
     digests.save()
-    with ThreadPoolExecutor(_count_workers(new, sizes)) as pool:
+    with ThreadPoolExecutor(_count_workers(new, sizes, rows)) as pool:
         futures = [
             pool.submit(_cache_case, dataset, case, plan, entry)
             for case, entry in zip(cases, entries, strict=True)
@@ -150,9 +148,24 @@ def build_cache(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if not keep_superseded:
-        _remove_superseded(folder, {case.case_id for case in cases}, entries)
     return cached
+
+
+def remove_superseded(folder: Path, cases: Sequence[CachedCase]) -> None:
+    """Remove entries of these cases that were made of other files or by another plan.
+
+    Another training that began with them may still be reading them, as far as the cache knows.
+
+    Args:
+        folder: of the cache.
+        cases: as `build_cache` gives them.
+    """
+    case_ids = {case.case_id for case in cases}
+    known = {case.folder.name for case in cases}
+    for other in folder.iterdir():
+        is_entry = _ENTRY.fullmatch(other.name)
+        if is_entry and is_entry["case"] in case_ids and other.name not in known:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def open_case(folder: Path) -> CachedCase:
@@ -201,17 +214,12 @@ def predict_bytes(
     return round(voxels * bytes_per_voxel + positions * 4 * len(shape)) + _HEADER_BYTES
 
 
-def _predict_sizes(
-    dataset: Dataset, cases: Sequence[Case], plan: Plan, measured: Sequence[CaseFingerprint]
-) -> list[int]:
-    rows = {row.case_id: row for row in measured}
-    return [predict_bytes(dataset, case, plan, rows.get(case.case_id)) for case in cases]
-
-
-def _count_workers(cases: Sequence[Case], sizes: Sequence[int]) -> int:
+def _count_workers(
+    cases: Sequence[Case], sizes: Sequence[int], rows: Mapping[str, CaseFingerprint]
+) -> int:
     """Threads that prepare: resampling takes cores of its own, and more memory than reading."""
     bytes_each = [
-        max(measuring_bytes(case), _WORKING_SHARE * size)
+        max(measuring_bytes(case, rows.get(case.case_id)), _WORKING_SHARE * size)
         for case, size in zip(cases, sizes, strict=True)
     ]
     holders = count_holders(max(bytes_each, default=0))
@@ -264,14 +272,6 @@ def _cache_case(dataset: Dataset, case: Case, plan: Plan, entry: Path) -> Path:
         }
         (temporary / "case.json").write_text(json.dumps(facts))
     return entry
-
-
-def _remove_superseded(folder: Path, case_ids: Collection[str], entries: Sequence[Path]) -> None:
-    known = {entry.name for entry in entries}
-    for other in folder.iterdir():
-        is_entry = _ENTRY.fullmatch(other.name)
-        if is_entry and is_entry["case"] in case_ids and other.name not in known:
-            shutil.rmtree(other, ignore_errors=True)
 
 
 def _key(digests: Digests, dataset: Dataset, case: Case, plan: Plan) -> str:

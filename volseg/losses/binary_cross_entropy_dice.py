@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from volseg.errors import ConfigError
 from volseg.losses.soft_dice import SoftDice
 from volseg.losses.targets import check_weights, prepare, to_channels
 
@@ -45,12 +46,15 @@ class BinaryCrossEntropyDice(nn.Module):
             batch_dice: one Dice per channel over all samples of a batch, not one for each.
 
         Raises:
-            ConfigError: a negative weight, none above zero, or `smooth` not above 0.
+            ConfigError: a negative weight, none above zero, `smooth` not above 0, or `batch` with
+                `batch_dice`.
         """
         super().__init__()
         check_weights(
             f"bce_weight {bce_weight} and dice_weight {dice_weight}", (bce_weight, dice_weight)
         )
+        if batch and batch_dice:
+            raise ConfigError("batch and batch_dice are both set; expected one of them. Drop one.")
         self.bce_weight = bce_weight
         self.dice_weight = dice_weight
         self.batch = batch

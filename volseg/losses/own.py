@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from volseg.errors import ConfigError, is_out_of_memory
+from volseg.errors import ConfigError, is_dead_worker, is_out_of_memory
 from volseg.losses.targets import with_channel_axis
 
 
@@ -40,7 +40,7 @@ class OwnLoss(nn.Module):
         try:
             loss = self.loss(wide, wanted)
         except Exception as error:  # Code of others fails in its own ways.
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_dead_worker(error):
                 raise
             raise ConfigError(
                 f"{type(self.loss).__name__} fails with logits {tuple(wide.shape)} and a target "

@@ -100,7 +100,8 @@ def compute_fingerprint(
         DataError: the first bad case, and how many there are.
     """
     results, errors = [], []
-    largest = max(map(measuring_bytes, dataset.cases), default=0)
+    with ThreadPoolExecutor(count_readers()) as pool:
+        largest = max(pool.map(measuring_bytes, dataset.cases), default=0)
     with ThreadPoolExecutor(min(count_readers(), count_holders(largest))) as pool:
         futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
         try:
@@ -140,17 +141,23 @@ def compute_fingerprint(
     )
 
 
-def measuring_bytes(case: Case) -> int:
-    """About how much memory it takes to read and measure a case, by the header of its first file.
+def measuring_bytes(case: Case, measured: CaseFingerprint | None = None) -> int:
+    """About how much memory it takes to read a case and to measure or prepare it.
 
-    0 where there is none or it cannot be read, which is told when the case is.
+    Args:
+        case: by the header of its first file. 0 where there is none or it cannot be read, which is
+            told when the case is.
+        measured: its row, which says its size already.
     """
+    num_channels = len(case.images)
     try:
-        geometry, num_channels = read_header(case.files[0])
+        shape = measured.full_shape if measured else ()
+        if not shape:
+            geometry, number = read_header(case.files[0])
+            shape, num_channels = geometry.shape, max(number, num_channels)
     except (DataError, OSError, IndexError):
         return 0
-    values = _BYTES_PER_VALUE * max(num_channels, len(case.images))
-    return math.prod(geometry.shape) * (values + _BYTES_PER_VOXEL)
+    return math.prod(shape) * (_BYTES_PER_VALUE * num_channels + _BYTES_PER_VOXEL)
 
 
 def _measure_case(

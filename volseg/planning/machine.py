@@ -19,7 +19,7 @@ from volseg.cores import count_cores
 # CPUs we measured. Only the estimate of `volseg plan` uses them; a training measures itself.
 _CONVOLUTION_SHARE = 0.35
 _PASSES_PER_VOXEL = 24
-_SHARE_TO_HOLD = 0.5
+_SHARE_TO_HOLD, _MOST_HOLDERS = 0.5, 1000
 
 
 class Machine(Record):
@@ -55,7 +55,10 @@ def memory_gb(root: Path = Path("/")) -> float:
 
 def count_holders(bytes_each: float) -> int:
     """How many threads may hold so much at a time in half of the main memory; at least 1."""
-    return max(1, int(_SHARE_TO_HOLD * 1e9 * memory_gb() / max(1.0, bytes_each)))
+    if not hasattr(os, "sysconf"):
+        return _MOST_HOLDERS  # Windows does not tell.
+    holders = _SHARE_TO_HOLD * 1e9 * memory_gb() / max(1.0, bytes_each)
+    return int(min(_MOST_HOLDERS, max(1.0, holders)))
 
 
 def describe_cpu() -> Machine:

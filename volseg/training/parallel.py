@@ -40,7 +40,7 @@ PATIENCE = timedelta(days=30)
 def join(device: torch.device) -> Iterator[torch.device]:
     """Join the other processes, if torchrun has started some, and leave them at the end.
 
-    A process that fails leaves them to torchrun, which ends them when it is gone.
+    A process that fails must end: then torchrun ends the others. It cannot join them again.
 
     Args:
         device: that the user asks for; of several GPUs each process takes its own.

@@ -18,7 +18,7 @@ from volseg.allocation import keep_freed_memory
 from volseg.config import DEFAULT_MINUTES, Config, with_length
 from volseg.cores import count_beside, count_cores
 from volseg.data.augmentation import Augmentation
-from volseg.data.cache import CachedCase, build_cache
+from volseg.data.cache import CachedCase, build_cache, remove_superseded
 from volseg.data.mirroring import are_numbered
 from volseg.data.patches import Batches, PatchDataset, make_loader
 from volseg.errors import ConfigError
@@ -87,6 +87,7 @@ logger = logging.getLogger(__name__)
 
 LOCK_PATIENCE_S = 150.0
 """File systems of a network take a lock from a machine that is gone after 90 seconds or so."""
+LOOK_PATIENCE_S = 2.0
 ROUNDS_BY_TIME = 25
 """Rows of history of a training whose length is given in minutes."""
 
@@ -169,13 +170,14 @@ def train_folds(setting: Setting, fold: int | str, resume: bool, extends: bool) 
         goes_on = number in restarted or (resume and bool(is_begun or fold != "all"))
         now_extends = extends and number not in restarted
         # On another machine torchrun may be back before the lock of the one that is gone is.
-        patience_s = LOCK_PATIENCE_S if setting.job else 0.0
+        # Nowhere is it refused because another fold's process has just looked whether it is free.
+        patience_s = LOCK_PATIENCE_S if setting.job else LOOK_PATIENCE_S
         folder = setting.run.fold(number)
         with hold_fold(folder, patience_s) if is_first() else nullcontext():
             is_done = train_fold(replace(setting, extends=now_extends), number, goes_on)
         if not is_done:
             break
-    if resume and is_first():
+    if resume and len(folds) > 1 and is_first():
         warn_of_unequal(setting.run, folds)
 
 
@@ -357,20 +359,22 @@ def _make_validator(
         chosen, counters.validate_every = choose(cases)
         counters.validation = [case.case_id for case in chosen]
         counters.patience = patience
-        if cases:
-            every = counters.validate_every
-            logger.info(
-                "validation: %d of %d cases, every %d rounds", len(chosen), len(cases), every
-            )
+        _say_validation(chosen, cases, counters.validate_every)
     kept = [case for case in cases if case.case_id in counters.validation]
     if setting.extends or patience != counters.patience:
         check_patience(patience, rounds)
         _, counters.validate_every = choose(kept, keep_all=True)
         counters.patience = patience
+        _say_validation(kept, cases, counters.validate_every)
     share = counters.validate_every / rounds
     learner.budget.expect_validations(share, predict_steps(kept, plan))
     precision = choose_precision(config.training.precision, setting.device)
     return Validator(kept, plan, setting.dataset.classes, setting.device, precision)
+
+
+def _say_validation(chosen: Sequence[CachedCase], cases: Sequence[CachedCase], every: int) -> None:
+    if cases:
+        logger.info("validation: %d of %d cases, every %d rounds", len(chosen), len(cases), every)
 
 
 def _make_loader(
@@ -406,12 +410,14 @@ def _make_loader(
 
 def _open_cases(setting: Setting, fold: int) -> tuple[list[CachedCase], list[CachedCase]]:
     dataset, plan, cache = setting.dataset, setting.plan, setting.run.cache
-    split, keep = setting.splits[fold], is_trained_besides(setting.run, fold)
+    split = setting.splits[fold]
     wanted = select_cases(dataset, (*split.train, *split.validation))
     fingerprint = setting.run.fingerprint
     measured = Fingerprint.read_json(fingerprint).cases if fingerprint.exists() else ()
     with show_progress("Preparing cases") as update:
-        prepared = build_cache(dataset, wanted, plan, cache, update, measured, keep)
+        prepared = build_cache(dataset, wanted, plan, cache, update, measured)
+    if not is_trained_besides(setting.run, fold):
+        remove_superseded(cache, prepared)
     cached = {case.case_id: case for case in prepared}
     logger.info(
         "cases: %d to train, %d to validate -> %s",

@@ -1,4 +1,4 @@
-"""What file names tell: which files are images, of which case, and of which channel."""
+"""What file names tell, and a look at headers: which files are of which case and channel."""
 
 from __future__ import annotations
 
@@ -106,11 +106,14 @@ def order_channels(
 
 
 def holds_all(path: Path, num_channels: int) -> bool:
-    """Whether a file has all channels, by its header; what is wrong with it is told when read."""
+    """Whether a file has all channels, by its header.
+
+    One that cannot be read is taken so: what is wrong with it is told of its case when it is read.
+    """
     try:
         return num_channels > 1 and read_header(path)[1] == num_channels
     except (DataError, OSError):
-        return False
+        return True
 
 
 def cure_absence(channel: str) -> str:
