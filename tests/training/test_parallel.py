@@ -266,6 +266,7 @@ def test_processes_wait_for_a_long_validation(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(parallel, "rendezvous", lambda _: iter([(HashStore(), 0, 1)]))
     ended: list[int] = []
     monkeypatch.setattr(parallel.idist, "finalize", lambda: ended.append(1))
