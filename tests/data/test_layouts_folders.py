@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from makers import make_case, make_dataset
 
+from volseg.data.check import check_dataset
 from volseg.data.layouts import find_dataset
 from volseg.errors import DataError
 
@@ -124,3 +125,17 @@ def test_a_numbered_file_may_hold_all_channels(tmp_path):
     dataset = find_dataset(tmp_path)
     assert dataset.channels == ("channel_0", "channel_1", "channel_2")
     assert dataset.cases[0].images == (tmp_path / "images" / "a_0000.nii.gz",)
+
+
+@pytest.mark.parametrize("suffix", ["", "_0000"])
+def test_a_damaged_first_file_hinders_no_other_case(tmp_path, suffix):
+    for name in ("a", "b"):
+        image = tmp_path / "images" / f"{name}{suffix}.nii.gz"
+        make_case(image, tmp_path / "labels" / f"{name}.nii.gz", num_channels=3)
+    (tmp_path / "images" / f"a{suffix}.nii.gz").write_bytes(b"nothing")
+    dataset = find_dataset(tmp_path)
+    assert len(dataset.channels) == 3
+    assert {finding.case_id for finding in check_dataset(dataset)} == {"a"}
+    (tmp_path / "images" / f"b{suffix}.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=rf"a{suffix}\.nii\.gz"):
+        find_dataset(tmp_path)

@@ -223,3 +223,12 @@ def test_listed_cases_may_lack_a_channel_that_is_optional(tmp_path):
         find_dataset(folder)
     (case,) = find_dataset(folder, ["MR1"]).cases
     assert case.images == (folder / "imagesTr" / "case_00_0000.nii.gz", None)
+
+
+def test_a_damaged_picture_is_told_of_its_case(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "imagesTr" / "a_0000.png").write_bytes(b"nothing")
+    dataset = find_dataset(tmp_path)
+    assert {finding.case_id for finding in check_dataset(dataset)} == {"a"}
+    # Where it may be one channel of several it is taken so.
+    assert find_dataset(tmp_path, ["G", "B"]).cases[0].images[1:] == (None, None)

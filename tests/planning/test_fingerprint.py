@@ -128,7 +128,9 @@ def test_large_cases_are_measured_by_fewer_threads(
     folder = make_dataset(tmp_path / "d", "nnunet", shape=(20, 18, 14), num_channels=2)
     dataset = find_dataset(folder)
     needed = 20 * 18 * 14 * (24 + 2 * 12)
-    assert measuring_bytes(dataset.cases[0]) == needed
+    assert measuring_bytes(2, dataset.cases[0]) == needed
+    row = compute_fingerprint(dataset).cases[0]
+    assert measuring_bytes(2, dataset.cases[0].model_copy(update={"images": ()}), row) == needed
     monkeypatch.setattr("volseg.planning.machine.memory_gb", lambda: 5 * needed / 1e9)
     assert count_holders(needed) == 2  # In half of the memory.
     assert count_holders(5 * needed) == 1

@@ -135,7 +135,7 @@ def build_cache(
     sizes = [predict_bytes(dataset, case, plan, rows.get(case.case_id)) for case in new]
     _check_room(folder, sizes)
     digests.save()
-    with ThreadPoolExecutor(_count_workers(new, sizes, rows)) as pool:
+    with ThreadPoolExecutor(_count_workers(dataset, new, sizes, rows)) as pool:
         futures = [
             pool.submit(_cache_case, dataset, case, plan, entry)
             for case, entry in zip(cases, entries, strict=True)
@@ -215,11 +215,15 @@ def predict_bytes(
 
 
 def _count_workers(
-    cases: Sequence[Case], sizes: Sequence[int], rows: Mapping[str, CaseFingerprint]
+    dataset: Dataset,
+    cases: Sequence[Case],
+    sizes: Sequence[int],
+    rows: Mapping[str, CaseFingerprint],
 ) -> int:
     """Threads that prepare: resampling takes cores of its own, and more memory than reading."""
+    number = len(dataset.channels)
     bytes_each = [
-        max(measuring_bytes(case, rows.get(case.case_id)), _WORKING_SHARE * size)
+        max(measuring_bytes(number, case, rows.get(case.case_id)), _WORKING_SHARE * size)
         for case, size in zip(cases, sizes, strict=True)
     ]
     holders = count_holders(max(bytes_each, default=0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,8 @@ def compute_fingerprint(
     """
     results, errors = [], []
     with ThreadPoolExecutor(count_readers()) as pool:
-        largest = max(pool.map(measuring_bytes, dataset.cases), default=0)
+        sizes = pool.map(partial(measuring_bytes, len(dataset.channels)), dataset.cases)
+        largest = max(sizes, default=0)
     with ThreadPoolExecutor(min(count_readers(), count_holders(largest))) as pool:
         futures = [pool.submit(_measure_case, dataset, i) for i in range(len(dataset.cases))]
         try:
@@ -141,20 +143,17 @@ def compute_fingerprint(
     )
 
 
-def measuring_bytes(case: Case, measured: CaseFingerprint | None = None) -> int:
+def measuring_bytes(num_channels: int, case: Case, measured: CaseFingerprint | None = None) -> int:
     """About how much memory it takes to read a case and to measure or prepare it.
 
     Args:
+        num_channels: of the dataset.
         case: by the header of its first file. 0 where there is none or it cannot be read, which is
             told when the case is.
         measured: its row, which says its size already.
     """
-    num_channels = len(case.images)
     try:
-        shape = measured.full_shape if measured else ()
-        if not shape:
-            geometry, number = read_header(case.files[0])
-            shape, num_channels = geometry.shape, max(number, num_channels)
+        shape = measured.full_shape if measured else read_header(case.files[0])[0].shape
     except (DataError, OSError, IndexError):
         return 0
     return math.prod(shape) * (_BYTES_PER_VALUE * num_channels + _BYTES_PER_VOXEL)

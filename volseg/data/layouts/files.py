@@ -89,7 +89,8 @@ def order_channels(
     Raises:
         DataError: a channel is missing, or there are more than declared.
     """
-    if found.keys() == {0} and holds_all(found[0], len(channels)):
+    may_be_alone = all(name in optional for name in channels[1:])
+    if found.keys() == {0} and holds_all(found[0], len(channels), unless_read=not may_be_alone):
         return (found[0],)
     for number, name in enumerate(channels):
         if number not in found and (not found or name not in optional):
@@ -105,15 +106,18 @@ def order_channels(
     return tuple(found.get(number) for number in range(len(channels)))
 
 
-def holds_all(path: Path, num_channels: int) -> bool:
+def holds_all(path: Path, num_channels: int, unless_read: bool = True) -> bool:
     """Whether a file has all channels, by its header.
 
-    One that cannot be read is taken so: what is wrong with it is told of its case when it is read.
+    Args:
+        path: the file.
+        num_channels: of a case.
+        unless_read: the answer where it cannot be read, as is told of its case later.
     """
     try:
         return num_channels > 1 and read_header(path)[1] == num_channels
     except (DataError, OSError):
-        return True
+        return unless_read
 
 
 def cure_absence(channel: str) -> str:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from volseg.data.cases import Case, Dataset, number_channels
@@ -77,20 +77,35 @@ def _match_channels(
     """Image files of each case, and the channel names."""
     # A label "a_0001" beside an image "a_0001" is a case of that name, not a channel.
     if not any(f"{stem}_0000" in files and stem not in files for stem in labels):
-        first = next(iter(files.values()))
-        channels = number_channels(read_header(first)[1])
-        return {stem: (path,) for stem, path in files.items()}, channels
+        return {stem: (path,) for stem, path in files.items()}, _count_channels(files.values())
     groups = group_channels(files)
     highest = max(max(found) for found in groups.values())
-    # A file alone may hold all channels, whatever its number.
-    number = 1 + highest if highest else read_header(next(iter(files.values())))[1]
-    channels = number_channels(number)
+    if not highest:
+        # Each file has all channels, whatever its number.
+        alone = {stem: found[0] for stem, found in groups.items()}
+        return {stem: (path,) for stem, path in alone.items()}, _count_channels(alone.values())
+    channels = number_channels(1 + highest)
     suffix = split_suffix(next(iter(files.values())).name)[1]
     images = {
         stem: order_channels(stem, found, channels, folder, suffix, optional)
         for stem, found in groups.items()
     }
     return images, channels
+
+
+def _count_channels(files: Iterable[Path]) -> tuple[str, ...]:
+    """Names of the channels of the first file that can be read; what others have is told of them.
+
+    Raises:
+        DataError: no file can be read; that of the first.
+    """
+    errors = []
+    for path in files:
+        try:
+            return number_channels(read_header(path)[1])
+        except DataError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _matching(path: Path, names: tuple[str, ...]) -> list[Path]:
