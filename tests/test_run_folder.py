@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -63,17 +64,28 @@ def test_full_disk_is_said_of_every_file(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
 
 
-def test_a_fold_has_one_training_at_a_time(balls: Path, tmp_path: Path) -> None:
-    run = volseg.train(balls, tmp_path / "run", config=load_config(None, TINY), epochs=1, fold=2)
+@contextmanager
+def held_elsewhere(fold: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the fold, until it is killed here or there."""
     code = (
         "import sys, pathlib; from volseg.run_folder import hold_fold\n"
         "with hold_fold(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
     )
-    fold = run / "fold_0"
     command = [sys.executable, "-c", code, str(fold)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
+        try:
+            yield other
+        finally:
+            other.kill()
+            other.wait()
+
+
+def test_a_fold_has_one_training_at_a_time(balls: Path, tmp_path: Path) -> None:
+    run = volseg.train(balls, tmp_path / "run", config=load_config(None, TINY), epochs=1, fold=2)
+    fold = run / "fold_0"
+    with held_elsewhere(fold) as other:
         with pytest.raises(ConfigError, match=f"is being trained by process {other.pid} on "):
             with hold_fold(fold):
                 pass
@@ -81,9 +93,7 @@ def test_a_fold_has_one_training_at_a_time(balls: Path, tmp_path: Path) -> None:
             pass
         with pytest.raises(ConfigError, match="is being trained by process"):
             volseg.train(balls, tmp_path / "run", config=load_config(None, TINY), epochs=1)
-        # Whatever ends it, the fold is free.
-        other.kill()
-        other.wait()
+    # Whatever has ended it, the fold is free.
     with hold_fold(fold):
         assert (fold / "training.lock").read_text().startswith(f"{os.getpid()} on ")
 
@@ -133,21 +143,28 @@ def test_what_another_training_reads_is_not_removed(balls: Path, tmp_path: Path)
     label = folder / "labelsTr" / "case_00.nii.gz"
     image = nib.load(label)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 1, 0), image.affine), label)
-    code = (
-        "import sys, pathlib; from volseg.run_folder import hold_fold\n"
-        "with hold_fold(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
-    )
-    command = [sys.executable, "-c", code, str(run / "fold_0")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+    with held_elsewhere(run / "fold_0"):
         assert is_trained_besides(RunFolder(run), 1)
         assert not is_trained_besides(RunFolder(run), 0)
         volseg.train(folder, run, config=config, epochs=1, fold=1)
         now = {path.name for path in (run / "cache").glob("case_*")}
         assert before < now
         assert len(now) == len(before) + 1
-        other.kill()
-        other.wait()
     volseg.train(folder, run, config=config, epochs=1, fold=3)
     assert {path.name for path in (run / "cache").glob("case_*")} < now
+
+
+def test_a_look_from_another_fold_refuses_no_training(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def lock(*arguments: object) -> None:
+        attempts.append(arguments)
+        if len(attempts) == 1:
+            raise BlockingIOError
+
+    monkeypatch.setattr("fcntl.lockf", lock)
+    run = volseg.train(balls, tmp_path / "run", config=load_config(None, TINY), epochs=1)
+    assert (run / "fold_0" / "checkpoint_last.pt").is_file()
+    assert len(attempts) == 2

@@ -40,11 +40,11 @@ FOLLOWED = {
 }
 
 
-@pytest.fixture(scope="module")
-def stopped(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs of four steps, killed in the sixth step; not to be changed."""
-    path = tmp_path_factory.mktemp("runs") / "stopped"
-    steps, update = iter(range(5)), Muon.step
+def train_until_killed(
+    balls: Path, path: Path, *, config: Config, epochs: int, whole_steps: int
+) -> None:
+    """A training that is killed in the step behind so many."""
+    steps, update = iter(range(whole_steps)), Muon.step
 
     def step(self: Any, closure: Any = None) -> Any:
         if next(steps, None) is None:
@@ -54,7 +54,14 @@ def stopped(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Muon, "step", step)
         with pytest.raises(KeyboardInterrupt):
-            volseg.train(balls, path, config=CONFIG, epochs=3, device="cpu")
+            volseg.train(balls, path, config=config, epochs=epochs, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stopped(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs of four steps, killed in the sixth step; not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "stopped"
+    train_until_killed(balls, path, config=CONFIG, epochs=3, whole_steps=5)
     return path
 
 
@@ -199,30 +206,15 @@ def test_checkpoint_of_an_older_version_is_resumed(balls: Path, run: Path) -> No
 
 
 def test_patience_that_comes_later_has_validations_to_go_by(balls: Path, tmp_path: Path) -> None:
-    config = load_config(None, [*TINY, "training.steps_per_epoch=1"])
-    steps, update = iter(range(2)), Muon.step
-
-    def step(self: Any, closure: Any = None) -> Any:
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return update(self, closure)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Muon, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            volseg.train(balls, tmp_path / "run", config=config, epochs=20, device="cpu")
-    kept = tmp_path / "run" / "fold_0" / "config.yaml"
+    config, run = load_config(None, [*TINY, "training.steps_per_epoch=1"]), tmp_path / "run"
+    train_until_killed(balls, run, config=config, epochs=20, whole_steps=2)
+    kept = run / "fold_0" / "config.yaml"
     text = kept.read_text()
     kept.write_text(text.replace("patience: null", "patience: 19"))
     with pytest.raises(ConfigError, match=r"patience 19 .* can validate 20 times"):
-        volseg.train(balls, tmp_path / "run", resume=True, device="cpu")
-    assert read_counters(tmp_path / "run")["validate_every"] > 1
+        volseg.train(balls, run, resume=True, device="cpu")
+    assert read_last(run)["counters"]["validate_every"] > 1
     kept.write_text(text.replace("patience: null", "patience: 6"))
-    volseg.train(balls, tmp_path / "run", resume=True, device="cpu")
-    counters = read_counters(tmp_path / "run")
+    volseg.train(balls, run, resume=True, device="cpu")
+    counters = read_last(run)["counters"]
     assert (counters["validate_every"], counters["patience"]) == (1, 6)
-
-
-def read_counters(run: Path) -> dict[str, Any]:
-    counters: dict[str, Any] = load_weights(run / "fold_0" / "checkpoint_last.pt")["counters"]
-    return counters

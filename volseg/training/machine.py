@@ -22,6 +22,7 @@ _GPU_PROBE_PATCH = {2: (1024, 1024), 3: (96, 96, 96)}
 _GPU_PROBE_WIDTHS = (32, 64)
 """On a fast GPU steps of a smaller network would tell of little but the start of its kernels."""
 _GPU_PROBE_BYTES = 6e9
+"""Free memory that they want."""
 
 
 def measure_machine(
